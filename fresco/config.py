@@ -1,0 +1,220 @@
+"""FrescoConfig: everything that decides a run besides the prompt and the weights. Source: DESIGN 2, METHOD 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fresco.grid import FRAMES
+
+SELECTIONS = ("variance", "variance_high", "attention", "edge", "even", "random", "all")
+SIGNALS = ("x0", "z", "channel")
+EXPANSIONS = ("hadamard", "hadamard_token", "nearest", "bilinear")
+TRANSITIONS = ("carry", "rewind", "renoise", "renoise_x0", "restart")
+NOISES = ("field", "fresh")
+MAX_NFE = 1000
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be run; the message says what was got, what is allowed and what to do."""
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}, which is not known; choose one of {', '.join(allowed)}")
+
+
+def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (low < value if open_low else low <= value) or value > high:
+        raise ConfigError(
+            f"{name} is {value!r}; it must be a number {'above' if open_low else 'from'} {low:g} to {high:g}"
+        )
+
+
+@dataclass(frozen=True)
+class FrescoConfig:
+    """The settings of one run; JSON-able, checked on construction.
+
+    Attributes:
+        size: (frames, height, width) in pixels of the model; None is the model's native size.
+        nfe: number of function evaluations: model calls, 1 to 1000.
+        stages: model calls in the (low, mixed, full) stage, summing to nfe; None is the default split (METHOD 2.6).
+        switch: sigma at the end of the low stage, and of the mixed stage where there is one; None follows `stages`.
+        levels: number of doublings between the coarsest and the finest grid; 1 = half resolution per side.
+        tau: variance threshold, > 0; tokens at or below it are promoted. Give tau or ratio, not both.
+        ratio: fraction of the coarse tokens to promote at the first check, 0 to 1.
+        selection: which tokens go first, a name in SELECTIONS.
+        signal: what the variance is taken of, a name in SIGNALS (METHOD 2.3).
+        window: number of latest estimates in the variance, >= 2.
+        checks: how many times tokens are looked at (1 to 3), or "every" mixed step (with `carry`).
+        expansion: how a parent becomes four children, a name in EXPANSIONS (METHOD 2.1).
+        transition: how tokens move at a switch, a name in TRANSITIONS (METHOD 2.2).
+        noise: "field" (coordinate-bound) or "fresh".
+        frame: position frame of mixed grids, a name in fresco.grid.FRAMES (METHOD 2.5).
+        detail_gain: lambda, high-band signal variance per channel; 0 = off (METHOD 2.2).
+        guidance: guidance scale; None is the model's own.
+        seed: seed of the noise field, 0 to 2**32 - 1.
+    """
+
+    size: tuple[int, int, int] | None = None
+    nfe: int = 18
+    stages: tuple[int, int, int] | None = None
+    switch: tuple[float, ...] | None = None
+    levels: int = 1
+    tau: float | None = None
+    ratio: float | None = None
+    selection: str = "variance"
+    signal: str = "x0"
+    window: int = 4
+    checks: int | Literal["every"] = 1
+    expansion: str = "hadamard"
+    transition: str = "carry"
+    noise: str = "field"
+    frame: str = "coarse"
+    detail_gain: float = 0.0
+    guidance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("size", "stages", "switch"):  # JSON has lists only
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.tau is None and self.ratio is None:
+            object.__setattr__(self, "ratio", 0.4)
+        self._check_numbers()
+        _choice("selection", self.selection, SELECTIONS)
+        _choice("signal", self.signal, SIGNALS)
+        _choice("expansion", self.expansion, EXPANSIONS)
+        _choice("transition", self.transition, TRANSITIONS)
+        _choice("noise", self.noise, NOISES)
+        _choice("frame", self.frame, FRAMES)
+        self._check_stages()
+        self._check_drive()
+
+    def _check_numbers(self) -> None:
+        for name, low, high in (("nfe", 1, MAX_NFE), ("levels", 1, 3), ("window", 2, MAX_NFE), ("seed", 0, 2**32 - 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+        _number("detail_gain", self.detail_gain, 0.0, 100.0)
+        if self.tau is not None:
+            _number("tau", self.tau, 0.0, math.inf, open_low=True)
+        if self.ratio is not None:
+            _number("ratio", self.ratio, 0.0, 1.0)
+        if self.guidance is not None:
+            _number("guidance", self.guidance, 0.0, 100.0)
+        if self.size is not None and (len(self.size) != 3 or not all(isinstance(s, int) and s > 0 for s in self.size)):
+            raise ConfigError(f"size is {self.size!r}; it must be (frames, height, width) in whole positive pixels")
+
+    def _check_stages(self) -> None:
+        stages = self.stages
+        if stages is not None:
+            if len(stages) != 3 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in stages):
+                raise ConfigError(f"stages is {stages!r}; it must be three whole numbers (low, mixed, full), each >= 0")
+            if sum(stages) != self.nfe:
+                raise ConfigError(
+                    f"stages {stages} make {sum(stages)} model calls, but nfe is {self.nfe}; make them equal"
+                )
+            if stages[0] == 0 and stages[1] > 0:
+                raise ConfigError(f"stages {stages} have no low stage to select tokens in; give it at least one step")
+        elif self.nfe < 3:
+            raise ConfigError(
+                f"nfe {self.nfe} is below the three stages (low, mixed, full); use at least 3, or a full run"
+            )
+        low, mixed, full = self.split
+        if self.switch is not None:
+            need = 0 if low == 0 else 2 if mixed else 1
+            if full == 0:
+                need -= 1
+            if len(self.switch) != max(need, 0):
+                raise ConfigError(f"switch {self.switch} must have {max(need, 0)} value(s) for stages {self.split}")
+            for value in self.switch:
+                _number("switch", value, 0.0, 1.0, open_low=True)
+        if low and full == 0 and self.transition != "carry":
+            raise ConfigError(
+                f"stages {self.split} end without a full step, which only transition 'carry' allows; add one"
+            )
+        if self.checks != "every":
+            if isinstance(self.checks, bool) or not isinstance(self.checks, int) or not 1 <= self.checks <= 3:
+                raise ConfigError(f"checks is {self.checks!r}; it must be 1, 2, 3 or 'every'")
+        elif self.transition != "carry":
+            raise ConfigError(
+                f"checks 'every' needs transition 'carry', which promotes for free; got {self.transition!r}"
+            )
+
+    def _check_drive(self) -> None:
+        if self.tau is not None and self.ratio is not None:
+            raise ConfigError(
+                f"both tau {self.tau:g} and ratio {self.ratio:g} are given; give one, the other is derived"
+            )
+        if self.tau is not None and self.selection not in ("variance", "variance_high"):
+            raise ConfigError(f"tau drives the variance rules only; with selection {self.selection!r} give ratio")
+
+    @property
+    def split(self) -> tuple[int, int, int]:
+        """Model calls in the (low, mixed, full) stage: `stages`, or the default split of nfe (METHOD 2.6)."""
+        from fresco.schedule import default_split
+
+        return self.stages if self.stages is not None else default_split(self.nfe)
+
+    @classmethod
+    def full(cls, nfe: int = 50, **changes: Any) -> FrescoConfig:
+        """Return plain full-resolution sampling: the baseline, and the same function with other settings."""
+        return cls(nfe=nfe, stages=(0, 0, nfe), **changes)
+
+    @classmethod
+    def paper(cls, nfe: int = 18, **changes: Any) -> FrescoConfig:
+        """Return the paper's method as literally as a valid flow state allows (METHOD 2.6)."""
+        literal: dict[str, Any] = {
+            "selection": "variance", "signal": "z", "ratio": 0.4, "checks": 1, "expansion": "hadamard",
+            "transition": "renoise", "noise": "field", "frame": "coarse",
+        }  # fmt: skip
+        if "tau" in changes:
+            literal.pop("ratio")
+        return cls(nfe=nfe, **(literal | changes))
+
+    @classmethod
+    def recommended(cls, nfe: int = 18, **changes: Any) -> FrescoConfig:
+        """Return what we would run: x0 variance, exact expansion, coherent field, tokens promoted as they converge."""
+        return cls(nfe=nfe, **({"transition": "carry", "checks": "every", "signal": "x0"} | changes))
+
+    def replace(self, **changes: Any) -> FrescoConfig:
+        """Return a copy with some settings changed; setting tau unsets ratio and the other way round."""
+        if changes.get("tau") is not None and "ratio" not in changes:
+            changes["ratio"] = None
+        if changes.get("ratio") is not None and "tau" not in changes:
+            changes["tau"] = None
+        if "nfe" in changes and "stages" not in changes and self.stages is not None:
+            changes["stages"] = (0, 0, changes["nfe"]) if self.is_full else None
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the run stays at full resolution from the first step."""
+        return self.split[0] == 0
+
+    def as_full(self, nfe: int) -> FrescoConfig:
+        """Return the full-resolution reference of this run: same size, seed and guidance, `nfe` steps."""
+        return FrescoConfig.full(nfe, size=self.size, guidance=self.guidance, seed=self.seed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-able dict that `from_json` turns back into an equal configuration."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FrescoConfig:
+        """Return the configuration written by `to_json`.
+
+        Raises:
+            ConfigError: on unknown names or values out of range.
+        """
+        if not isinstance(data, dict):
+            raise ConfigError(f"a configuration must be a JSON object; got {type(data).__name__}")
+        unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"unknown setting(s) {', '.join(unknown)}; see FrescoConfig for the names")
+        return cls(**data)

@@ -1,0 +1,1 @@
+"""Pictures of a trace: no model, no UI framework."""
