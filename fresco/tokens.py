@@ -97,7 +97,7 @@ class Layout:
     def _fine_pixels(self, grid: TokenGrid) -> list[tuple[torch.Tensor, ...]]:
         """Return, per level present, tokens (M,) and their finest pixel rows (M, P), cols (M, P), frames (M,)."""
         level, coord = torch.as_tensor(grid.level), torch.as_tensor(grid.coord)
-        found = []
+        found: list[tuple[torch.Tensor, ...]] = []
         for value in sorted(set(grid.level.tolist())):
             at = (level == value).nonzero()[:, 0]
             edge = self.patch << (grid.levels - value)

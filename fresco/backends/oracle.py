@@ -7,16 +7,19 @@ exact. Source: METHOD 2.4.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fresco.config import FrescoConfig
 from fresco.denoiser import Conditioning
 from fresco.grid import TokenGrid
 from fresco.noise import haar
-from fresco.schedule import shift, unshift
+from fresco.sampler import sample
+from fresco.schedule import checks, expanded, shift, transition_weights, unshift
 
 Floats = NDArray[np.float64]
 
@@ -151,9 +154,9 @@ class OracleDenoiser:
         key = grid.level.tobytes() + grid.coord.tobytes()
         if key not in self._modes:
             frames, rows, cols = grid.shape
-            field = np.kron(np.eye(frames), covariance(rows, cols, self.exponent))
+            truth = np.kron(np.eye(frames), covariance(rows, cols, self.exponent))
             seen = averaging(grid)
-            self._modes = {**dict(list(self._modes.items())[-7:]), key: np.linalg.eigh(seen @ field @ seen.T)}
+            self._modes = {**dict(list(self._modes.items())[-7:]), key: np.linalg.eigh(seen @ truth @ seen.T)}
         return self._modes[key]
 
     def __call__(self, x: torch.Tensor, grid: TokenGrid, sigma: float, cond: Conditioning) -> torch.Tensor:
@@ -166,3 +169,157 @@ class OracleDenoiser:
     def flops(self, tokens: int) -> float:
         """Return the FLOPs of one call: two dense products with the modes."""
         return 4.0 * tokens**2 * self.channels
+
+
+@dataclass(frozen=True)
+class OracleModel:
+    """The random field as a model without weights: three colour channels, one pixel per token.
+
+    The prompt has no meaning to it but names the field: the same text and seed give the same picture.
+    """
+
+    shape: tuple[int, int, int] = (1, 32, 32)
+    exponent: float = 1.25
+    name: str = "oracle"
+    provenance: str = "closed form: Gaussian random field, spectrum (1 + k^2)^-1.25; no weights"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    def bind(self, config: FrescoConfig) -> OracleDenoiser:
+        """Return the exact denoiser; guidance and position frame mean nothing to it."""
+        shape = config.size or self.shape
+        if shape[0] * shape[1] * shape[2] > 4096:
+            raise ValueError(
+                f"the oracle is exact by dense matrices, at most 4096 pixels; got {shape}, choose a smaller size"
+            )
+        return OracleDenoiser(shape, self.exponent, channels=3)
+
+    def encode(self, prompt: str) -> Conditioning:
+        """Return an empty conditioning."""
+        return Conditioning(prompt)
+
+    def decode(self, latent: torch.Tensor) -> NDArray[np.uint8]:
+        """Return (T, H, W, 3) uint8: two standard deviations either way span the range."""
+        pixels = (latent.permute(1, 2, 3, 0) * 63.75 + 127.5).clamp(0, 255).round()
+        return np.asarray(pixels.to(torch.uint8).cpu().numpy())
+
+    preview = decode
+
+
+def load(device: torch.device, dtype: torch.dtype | None = None, revision: str | None = None) -> OracleModel:
+    """Return the oracle; it is exact, small, and always runs on the CPU in float32."""
+    return OracleModel()
+
+
+def transfer(config: FrescoConfig, shape: tuple[int, int, int], exponent: float) -> tuple[Floats, float]:
+    """Return the run's transfer matrix (n, columns), rows row-major, and its cost in full-resolution steps."""
+    start = TokenGrid.uniform(shape, config.levels, 0)
+    fresh = config.noise == "fresh" or config.transition == "restart"
+    noise = IdentityNoise(start, draws=2 * len(checks(config)) * config.levels if fresh else 0)
+    denoiser = OracleDenoiser(shape, exponent, channels=noise.columns)
+    cost = 0.0
+    for step in sample(denoiser, Conditioning(""), config, noise=noise):
+        cost += len(step.grid) / np.prod(shape)
+    return step.x_next.double().numpy()[step.grid_next.scan_order()], float(cost)
+
+
+def flow_map(shape: tuple[int, int, int], exponent: float, sigma_min: float = 1e-3) -> Floats:
+    """Return the exact transfer matrix of the full-resolution ODE from sigma 1 to sigma_min: what many steps approach.
+
+    Along an eigenmode of power p the exact path is `z = sqrt((1-sigma)^2 p + sigma^2) eps`. Source: METHOD 2.4.
+    """
+    frames, rows, cols = shape
+    power, modes = np.linalg.eigh(np.kron(np.eye(frames), covariance(rows, cols, exponent)))
+    return np.asarray((modes * np.sqrt((1 - sigma_min) ** 2 * np.maximum(power, 0) + sigma_min**2)) @ modes.T)
+
+
+def _root(matrix: NDArray[Any]) -> Floats:
+    power, modes = np.linalg.eigh(matrix)
+    return np.asarray((modes * np.sqrt(np.maximum(power, 0))) @ modes.T)
+
+
+def law(config: FrescoConfig, shape: tuple[int, int, int] = (1, 16, 16), exponent: float = 1.25) -> dict[str, float]:
+    """Return the exact law of a run's output against the random field, per pixel.
+
+    Returns:
+        `cost` in full-resolution steps; `distance`, E|x - x_ref|^2 to the picture the exact flow makes of the same
+        noise; `frechet`, squared 2-Wasserstein distance of the two Gaussian laws; `variance`, the variance kept.
+
+    Source: METHOD 2.4.
+    """
+    matrix, cost = transfer(config, shape, exponent)
+    frames, rows, cols = shape
+    count = frames * rows * cols
+    exact = np.zeros_like(matrix)
+    exact[:, :count] = flow_map(shape, exponent)
+    truth, output = np.kron(np.eye(frames), covariance(rows, cols, exponent)), matrix @ matrix.T
+    root = _root(truth)
+    overlap = np.trace(_root(root @ output @ root))
+    return {
+        "cost": cost,
+        "distance": float(((matrix - exact) ** 2).sum() / count),
+        "frechet": float((np.trace(output) + np.trace(truth) - 2 * overlap) / count),
+        "variance": float(np.trace(output) / count),
+    }
+
+
+def _switch(low: int, full: int, sigma: float, **changes: Any) -> FrescoConfig:
+    return FrescoConfig(nfe=low + full, stages=(low, 0, full), switch=(sigma,), **changes)
+
+
+def table(shape: tuple[int, int, int] = (1, 16, 16), exponent: float = 1.25) -> list[dict[str, Any]]:
+    """Return the rows of METHOD 2.4, each computed by `sample()` itself with identity noise."""
+    thirds: dict[str, Any] = {
+        "nfe": 18, "stages": (8, 4, 6), "switch": (0.7, 0.45), "checks": 2, "ratio": 1 / 3, "selection": "random",
+    }  # fmt: skip
+    runs: dict[str, FrescoConfig] = {f"full, {n} steps": FrescoConfig.full(n) for n in (12, 10, 8, 6)}
+    runs["8 low + 10 full, exact expansion at 0.7, field"] = _switch(8, 10, 0.7, transition="rewind")
+    runs["the same, fresh details"] = _switch(8, 10, 0.7, transition="rewind", noise="fresh")
+    runs["the same, restart (fresh re-noise)"] = _switch(8, 10, 0.7, transition="restart")
+    runs["the same, plain replication, no noise added"] = _switch(8, 10, 0.7, transition="carry", expansion="nearest")
+    runs["the same, bilinear, no noise added"] = _switch(8, 10, 0.7, transition="carry", expansion="bilinear")
+    for transition in ("renoise", "renoise_x0"):
+        for noise in ("field", "fresh"):
+            runs[f"8 low + 10 full at 0.7, {transition}, {noise}"] = _switch(
+                8, 10, 0.7, transition=transition, noise=noise
+            )
+    for sigma in (0.8, 0.7):
+        runs[f"8 low + 10 full at {sigma}, carry, field"] = _switch(8, 10, sigma, transition="carry")
+    runs["8 low + 10 full at 0.7, carry, fresh"] = _switch(8, 10, 0.7, transition="carry", noise="fresh")
+    runs["4 low + 5 full, exact expansion at 0.6"] = _switch(4, 5, 0.6, transition="rewind")
+    runs["4 low + 5 full at 0.5, renoise_x0 (one more low call)"] = _switch(5, 5, 0.5, transition="renoise_x0")
+    for transition in ("renoise", "rewind", "carry", "renoise_x0", "restart"):
+        for noise in ("field", "fresh"):
+            if (transition, noise) != ("restart", "field"):
+                name = f"8 low + 4 mixed + 6 full, thirds, {transition}, {noise}"
+                runs[name] = FrescoConfig(**thirds, transition=transition, noise=noise)
+    return [{"run": name} | law(config, shape, exponent) for name, config in runs.items()]
+
+
+def proposition(
+    shape: tuple[int, int, int] = (1, 16, 16), exponent: float = 1.25, points: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+) -> list[dict[str, float]]:
+    """Return Proposition 1 measured on the exact flow: re-noise X(s) to e with the field, or with fresh noise.
+
+    `X_e = a X(s) + b xi`, a = beta and b = alpha of METHOD 2.2 for the same noise. Fresh xi: `E|X~ - X(e)|^2 >= b^2 d`.
+    The field's xi is the noise X started from: never above the fresh one. Values are per pixel (d = 1).
+
+    Source: paper, Proposition 1, Eq. 5-6.
+    """
+    frames, rows, cols = shape
+    power, _ = np.linalg.eigh(np.kron(np.eye(frames), covariance(rows, cols, exponent)))
+    power = np.maximum(power, 0)
+
+    def state(sigma: float) -> Floats:  # transfer of each eigenmode from eps to X(sigma)
+        return np.asarray(np.sqrt((1 - sigma) ** 2 * power + sigma**2))
+
+    found = []
+    for sigma in points:
+        landing = expanded(sigma)
+        a, b = transition_weights(sigma, landing)
+        rest = a * state(sigma) - state(landing)
+        found.append({
+            "sigma": sigma, "landing": landing, "bound": b**2, "fresh": float(np.mean(rest**2) + b**2),
+            "field": float(np.mean((rest + b) ** 2)),
+        })  # fmt: skip
+    return found

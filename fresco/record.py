@@ -1,0 +1,179 @@
+"""Turn sampler steps into small NumPy events: preview, variance, cost, seconds. Source: DESIGN 1, 2."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fresco.config import FrescoConfig
+from fresco.denoiser import Conditioning, Denoiser, Model
+from fresco.grid import TokenGrid
+from fresco.noise import NoiseField
+from fresco.sampler import SamplerStep, sample
+from fresco.selection import coarse_fraction
+from fresco.tokens import Layout
+from fresco.trace import StepEvent, Trace
+
+
+def provenance(model: Model) -> dict[str, Any]:
+    """Return what is needed to make a run again: weights, device, dtype, versions."""
+    return {
+        "weights": model.provenance, "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def record(
+    model: Model, prompt: str, config: FrescoConfig, *, preview_every: int = 1, cond: Conditioning | None = None
+) -> Iterator[StepEvent]:
+    """Run the sampler and yield an event per step; closing the generator stops the run.
+
+    Args:
+        model: a loaded model.
+        prompt: the text; encoded here unless `cond` is given.
+        config: the settings.
+        preview_every: decode the clean estimate every k steps, and at the last; 0 only at the last.
+        cond: the encoded prompt, where the caller has it.
+    """
+    denoiser = model.bind(config)
+    cond = cond or model.encode(prompt)
+    layout = Layout(denoiser.channels, denoiser.patch)
+    field = _FieldNoise(NoiseField(config.seed, denoiser.channels, denoiser.patch))
+    steps = sample(denoiser, cond, config)
+    for _ in range(config.nfe):
+        start = time.perf_counter()
+        step = next(steps)
+        _wait(model.device)
+        seconds, start = time.perf_counter() - start, time.perf_counter()
+        last = step.step == config.nfe - 1
+        preview = None
+        if last:
+            preview = model.decode(layout.unpack(step.x_next, step.grid_next))
+        elif preview_every and step.step % preview_every == 0:
+            preview = model.preview(_clean(step, layout))
+        yield _event(step, config, denoiser, field, preview, seconds, time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    """Let the device finish, so that seconds are the work's and not the queue's."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _clean(step: SamplerStep, layout: Layout) -> torch.Tensor:
+    """Return the clean estimate as a latent: at the sketch's own resolution while all tokens are of one size."""
+    return layout.unpack(step.x0, step.grid) if step.grid.is_uniform else layout.canvas(step.x0, step.grid)
+
+
+class _FieldNoise:
+    """The field's noise on the newest grid: it changes only when tokens are promoted."""
+
+    def __init__(self, field: NoiseField) -> None:
+        self._field, self._grid, self._noise = field, None, np.empty(0)
+
+    def __call__(self, grid: TokenGrid) -> np.ndarray[Any, Any]:
+        if grid is not self._grid:
+            self._grid, self._noise = grid, self._field.at(grid)  # type: ignore[assignment]
+        return self._noise
+
+
+def _event(
+    step: SamplerStep, config: FrescoConfig, denoiser: Denoiser, field: _FieldNoise, preview: Any, seconds: float,
+    preview_seconds: float,
+) -> StepEvent:  # fmt: skip
+    variance = step.variance.float().cpu().numpy()
+    eps = (step.x - (1 - step.sigma) * step.x0) / max(step.sigma, 1e-12)
+    gap = np.sqrt(np.mean((eps.float().cpu().numpy() - field(step.grid)) ** 2, axis=1))
+    tau, ratio = (step.tau, step.ratio) if step.check else reading(config, step.grid, variance)
+    return StepEvent(
+        step.step, step.sigma, step.sigma_next, step.stage, step.check, step.closing, tau, ratio, step.grid, variance,
+        step.selected, preview, denoiser.flops(len(step.grid)), seconds, preview_seconds, gap.astype(np.float32),
+    )  # fmt: skip
+
+
+def reading(config: FrescoConfig, grid: TokenGrid, variance: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Return (tau, ratio) as this variance would drive them: one is given, the other follows, or is NaN."""
+    open_ = variance[grid.expandable]
+    if not len(open_) or not np.isfinite(open_).all():
+        return config.tau or math.nan, math.nan
+    high = config.selection == "variance_high"
+    if config.tau is not None:
+        return config.tau, coarse_fraction(grid, variance, config.tau, high)
+    taken = math.floor((config.ratio or 0.0) * len(open_) + 1e-9)
+    ordered = np.sort(open_)[::-1] if high else np.sort(open_)
+    return (float(ordered[taken - 1]) if taken else math.nan), taken / len(open_)
+
+
+class References:
+    """Finished full-resolution runs, kept for the same model, prompt, seed, size and settings; safe across threads.
+
+    Moving tau then costs only Fresco's own steps. Source: DESIGN 1.
+    """
+
+    def __init__(self, size: int = 12) -> None:
+        self._size, self._lock = size, threading.Lock()
+        self._runs: OrderedDict[str, list[StepEvent]] = OrderedDict()
+
+    @staticmethod
+    def _key(model: Model, prompt: str, config: FrescoConfig) -> str:
+        return json.dumps([model.name, model.provenance, str(model.dtype), prompt, config.to_json()], sort_keys=True)
+
+    def find(self, model: Model, prompt: str, config: FrescoConfig) -> list[StepEvent] | None:
+        """Return the events of that finished run, or None."""
+        with self._lock:
+            found = self._runs.get(self._key(model, prompt, config))
+            if found is not None:
+                self._runs.move_to_end(self._key(model, prompt, config))
+            return found
+
+    def record(self, model: Model, prompt: str, config: FrescoConfig, *, preview_every: int = 1) -> Iterator[StepEvent]:
+        """Yield the events of a run, from memory if it has finished before; an unfinished run is not kept."""
+        found = self.find(model, prompt, config)
+        if found is not None:
+            yield from found
+            return
+        events = []
+        for event in record(model, prompt, config, preview_every=preview_every):
+            events.append(event)
+            yield event
+        with self._lock:
+            self._runs[self._key(model, prompt, config)] = events
+            while len(self._runs) > self._size:
+                self._runs.popitem(last=False)
+
+
+def race(tracks: Mapping[int, Iterator[StepEvent]]) -> Iterator[tuple[int, StepEvent]]:
+    """Interleave runs so that the one which has spent the fewest FLOPs goes next: what each has for the same cost.
+
+    Closing the generator closes every run.
+    """
+    spent = dict.fromkeys(tracks, 0.0)
+    try:
+        while spent:
+            track = min(spent, key=lambda t: spent[t])
+            event = next(tracks[track], None)
+            if event is None:
+                del spent[track]
+                continue
+            spent[track] += event.flops
+            yield track, event
+    finally:
+        for events in tracks.values():
+            close = getattr(events, "close", None)
+            if close:
+                close()
+
+
+def run(model: Model, prompt: str, config: FrescoConfig, *, label: str = "", preview_every: int = 1) -> Trace:
+    """Return the whole trace of one run."""
+    events = list(record(model, prompt, config, preview_every=preview_every))
+    return Trace(prompt, config, model.name, label, provenance(model), events)
