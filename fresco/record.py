@@ -9,14 +9,16 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from fresco.config import FrescoConfig
+from fresco.config import ConfigError, FrescoConfig
 from fresco.denoiser import Conditioning, Denoiser, Model
 from fresco.grid import TokenGrid
+from fresco.metrics import psnr, ssim
 from fresco.noise import NoiseField
 from fresco.sampler import SamplerStep, sample
 from fresco.selection import coarse_fraction
@@ -171,6 +173,81 @@ def race(tracks: Mapping[int, Iterator[StepEvent]]) -> Iterator[tuple[int, StepE
             close = getattr(events, "close", None)
             if close:
                 close()
+
+
+REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One event of a comparison.
+
+    Attributes:
+        track: 0 is the run itself, 1 its full-resolution reference. config: that track's settings.
+        event: the step.
+        psnr, ssim: likeness of the step's picture to the reference's final one, once that is known.
+    """
+
+    track: int
+    config: FrescoConfig
+    event: StepEvent
+    psnr: float | None = None
+    ssim: float | None = None
+
+
+def full_step(model: Model, config: FrescoConfig) -> float:
+    """Return the FLOPs of one full-resolution step under these settings."""
+    denoiser = model.bind(config)
+    return denoiser.flops(math.prod(denoiser.token_shape(config.size)))
+
+
+def compare(
+    model: Model, prompt: str, config: FrescoConfig, reference: str, kept: References, *, preview_every: int = 1
+) -> Iterator[Seen]:
+    """Run Fresco and a full-resolution reference of the same seed, whichever has spent fewer FLOPs going next.
+
+    "same FLOPs" can only start once the run's cost is known: the smallest step count that costs no less. When the
+    reference has finished, the run's last event comes once more with its likeness to it.
+
+    Args:
+        model, prompt, config: the run.
+        reference: a name in REFERENCES.
+        kept: finished references; moving tau then costs only Fresco's own steps.
+        preview_every: decode every k steps.
+    """
+    if reference not in REFERENCES:
+        raise ConfigError(f"reference is {reference!r}, which is not known; choose one of {', '.join(REFERENCES)}")
+    cond = model.encode(prompt)
+    own = record(model, prompt, config, preview_every=preview_every, cond=cond)
+    spent, last, final = 0.0, None, None
+    steps = {"full at 50": 50, "same NFE": config.nfe}.get(reference)
+    tracks: dict[int, Iterator[StepEvent]] = {0: own}
+    full = config.as_full(steps) if steps else config
+    if steps:
+        done = kept.find(model, prompt, full)
+        final = done[-1].preview if done else None
+        tracks[1] = kept.record(model, prompt, full, preview_every=preview_every)
+    for track, event in race(tracks):
+        if track == 0:
+            spent, last = spent + event.flops, event
+            yield Seen(0, config, event, *_likeness(event.preview, final))
+        else:
+            yield Seen(1, full, event)
+            final = event.preview if event.step == full.nfe - 1 else final
+    if reference == "same FLOPs":
+        full = config.as_full(max(1, math.ceil(spent / full_step(model, config) - 1e-9)))
+        for event in kept.record(model, prompt, full, preview_every=preview_every):
+            yield Seen(1, full, event)
+            final = event.preview
+    if last is not None and final is not None:
+        yield Seen(0, config, last, *_likeness(last.preview, final))
+
+
+def _likeness(picture: Any, reference: Any) -> tuple[float | None, float | None]:
+    """Return (PSNR, SSIM) of two pictures of one size, or nothing: a sketch is smaller than the reference."""
+    if picture is None or reference is None or picture.shape != reference.shape:
+        return None, None
+    return psnr(picture, reference), ssim(picture, reference)
 
 
 def run(model: Model, prompt: str, config: FrescoConfig, *, label: str = "", preview_every: int = 1) -> Trace:

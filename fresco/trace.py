@@ -168,9 +168,9 @@ class Trace:
         grid = TokenGrid(shape, int(header["levels"]), level, coord)
         if (grid.cells() < 0).any():
             raise ValueError("tokens do not cover the canvas")
-        arrays = {name: archive[f"{k}.{name}"] for name in _ARRAYS}
+        arrays: dict[str, Any] = {name: archive[f"{k}.{name}"] for name in _ARRAYS}
         if any(a.shape != (len(level),) for a in arrays.values()):
             raise ValueError("token arrays of different length")
         preview = archive.get(f"{k}.preview")
-        scalars = {n: float("nan") if header[n] is None else header[n] for n in _SCALARS}
+        scalars: dict[str, Any] = {n: float("nan") if header[n] is None else header[n] for n in _SCALARS}
         return StepEvent(grid=grid, preview=preview, **scalars, **arrays)

@@ -1,0 +1,285 @@
+"""The page: wires controls to the sampler and the sampler to the viewer. Run with `python app.py`."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neighbour costs 10x otherwise
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import argparse
+import functools
+import logging
+import math
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from fresco.config import EXPANSIONS, NOISES, SELECTIONS, SIGNALS, TRANSITIONS, ConfigError, FrescoConfig
+from fresco.grid import FRAMES
+from fresco.schedule import default_split
+from viz import bundle, frame, link
+from viz.page import ABOUT, CSS, HELP, JS, LABELS, VIEWER
+
+TRACES = Path(__file__).parent / "assets" / "traces"
+MODELS = ("sinopia", "oracle")
+REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")
+CHECKS = ("every", "1", "2", "3")
+TAU = 0.003
+PRESETS = {"recommended": FrescoConfig.recommended(tau=TAU), "paper": FrescoConfig.paper()}
+# The controls that are a setting of FrescoConfig by name; the order of all inputs is CONTROLS.
+CHOICES = ("transition", "noise", "signal", "selection", "expansion", "frame", "levels", "detail_gain", "guidance")
+CONTROLS = (
+    "prompt", "seed", "model", "drive", "tau", "ratio", "nfe", "low", "mixed", "full", "window", "checks", *CHOICES,
+    "reference", "preview_every",
+)  # fmt: skip
+OPTIONS: dict[str, Any] = {"device": "auto", "dtype": None}
+RUNS: OrderedDict[str, dict[int, frame.Track]] = OrderedDict()  # frames of the newest runs, for holes in a stream
+LOCK = threading.Lock()
+LOG = logging.getLogger("fresco")
+
+
+@functools.cache
+def references() -> Any:
+    from fresco.record import References
+
+    return References()
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str) -> Any:
+    from fresco.backends import load_model
+
+    return load_model(name, **OPTIONS)
+
+
+def model(name: str) -> Any:
+    """Return the model, loaded once: it is loaded in the background while the page already plays a recorded run."""
+    with LOCK:
+        return _load(name)
+
+
+def configuration(values: dict[str, Any]) -> FrescoConfig:
+    """Return the settings that the controls show."""
+    drive = values["drive"]
+    checks = values["checks"] if values["checks"] == "every" else int(values["checks"])
+    return FrescoConfig(
+        nfe=values["nfe"], stages=(values["low"], values["mixed"], values["full"]), window=values["window"],
+        checks=checks, seed=values["seed"], **{drive: values[drive]}, **{name: values[name] for name in CHOICES},
+    )  # fmt: skip
+
+
+def run(*inputs: Any) -> Iterator[str]:
+    """Stream one run of Fresco and its full-resolution reference, a JSON message per model call; the last sums it up."""
+    try:
+        yield from _run(dict(zip(CONTROLS, inputs, strict=True)))
+    except (ConfigError, ValueError) as error:  # our own sentences: ConfigError, ModelError and their kin
+        raise gr.Error(f"{error}", print_exception=False) from error
+    except Exception as error:
+        LOG.exception("a run failed")
+        raise gr.Error(
+            "The run failed in a way we did not foresee; the server goes on. Its log says more. Try other settings.",
+            print_exception=False,
+        ) from error
+
+
+def _run(values: dict[str, Any]) -> Iterator[str]:
+    from fresco.record import compare, full_step, provenance
+
+    prompt = (values["prompt"] or "").strip()
+    if not prompt:
+        raise ConfigError("The prompt is empty; type what the picture should show, or take one of the examples")
+    config = configuration(values)
+    net = model(values["model"])
+    hint = getattr(net, "knows", lambda _: None)(prompt)
+    if hint:
+        yield frame.note(hint)
+    step, about = full_step(net, config), provenance(net)
+    run_id, tracks = secrets.token_hex(4), {}
+    with LOCK:
+        RUNS[run_id] = tracks
+        while len(RUNS) > 8:
+            RUNS.popitem(last=False)
+    for seen in compare(net, prompt, config, values["reference"], references(), preview_every=values["preview_every"]):
+        if seen.track not in tracks:
+            label = "Fresco" if seen.track == 0 else f"Full resolution, {seen.config.nfe} steps"
+            said = frame.meta(
+                seen.config, prompt=prompt[:300], model=net.name, device=str(net.device), full_step=step,
+                provenance=f"{about['weights']}; {about['dtype']} on {about['device']}",
+            )  # fmt: skip
+            tracks[seen.track] = frame.Track(run_id, seen.track, label, seen.config.nfe, said, full_step=step)
+        yield tracks[seen.track].add(seen.event, psnr=seen.psnr, ssim=seen.ssim)
+    yield frame.done(run_id, summary={k: v.summary() for k, v in zip(("fresco", "reference"), tracks.values())})
+
+
+def backfill(wanted: list[Any]) -> list[str]:
+    """Return the frames [run, track, [steps]] that a browser missed."""
+    run_id, track, steps = wanted
+    known = RUNS.get(str(run_id), {}).get(int(track))
+    return [known.frames[int(i)] for i in steps if int(i) in known.frames] if known else []
+
+
+def copy_link(*inputs: Any) -> str:
+    """Return the query string of what the controls show."""
+    values = dict(zip(CONTROLS, inputs, strict=True))
+    try:
+        return link.write(configuration(values), **{name: values[name] for name in link.OWN})
+    except ConfigError as error:
+        raise gr.Error(f"This setting cannot be run, so it cannot be linked: {error}", print_exception=False) from error
+
+
+def show(config: FrescoConfig, own: dict[str, Any]) -> list[Any]:
+    """Return the value of every control for a configuration and the page's own settings."""
+    low, mixed, full = config.split
+    drive = "tau" if config.tau is not None else "ratio"
+    values = {name: getattr(config, name) for name in (*CHOICES, "nfe", "seed", "window")} | {
+        "drive": drive, "tau": config.tau or TAU, "ratio": 0.4 if config.ratio is None else config.ratio,
+        "low": low, "mixed": mixed, "full": full, "checks": str(config.checks), **own,
+    }  # fmt: skip
+    return [values.get(name, gr.skip()) for name in CONTROLS]
+
+
+def open_link(request: gr.Request) -> list[Any]:
+    """Fill the controls from the address, and say what the viewer plays: the linked recorded run, or the first one."""
+    query = dict(request.query_params) if request else {}
+    allowed = {"model": MODELS, "reference": REFERENCES, "preview_every": tuple("0123456789")}
+    config, own, notes = link.read(query, PRESETS["recommended"], allowed)
+    recorded = bundle.listing(TRACES)
+    same = [slug for slug, b in recorded.items() if b["prompt"] == own.get("prompt") and b["seed"] == config.seed]
+    slug = same[0] if same else next(iter(recorded), None)
+    own.setdefault("prompt", recorded[slug]["prompt"] if slug else "")
+    if "prompt" in query and not same:
+        notes.append("The link's settings are filled in. Press Run to make that run again; it opens at the linked step.")
+    for sentence in notes:
+        gr.Info(sentence)
+    return [*show(config, own), math.log10(config.tau or TAU), play(slug), slug]
+
+
+def play(slug: str | None) -> str:
+    """Return the message that makes the viewer fetch a recorded prompt."""
+    if slug is None:
+        return frame.note("There is no recorded run here. Type a prompt and press Run.")
+    return frame.bundle_url(f"/gradio_api/file={(TRACES / f'{slug}.json').relative_to(Path.cwd())}")
+
+
+def take_tau(event: gr.EventData) -> tuple[str, float, float]:
+    """Take over the tau that was dragged in the viewer's histogram."""
+    tau = float(f"{float(event.tau):.3g}")
+    return "tau", tau, math.log10(tau)
+
+
+def split(nfe: float) -> tuple[int, int, int]:
+    """Return the default stages of an NFE."""
+    return default_split(max(3, int(nfe)))
+
+
+def page() -> gr.Blocks:
+    """Build the page."""
+
+    def told(name: str) -> dict[str, Any]:
+        return {"label": LABELS.get(name, name.capitalize()), "info": HELP.get(name)}
+
+    recorded = bundle.listing(TRACES)
+    first = PRESETS["recommended"]
+    with gr.Blocks(title="Fresco", analytics_enabled=False) as demo:
+        gr.Markdown(ABOUT, elem_id="title")
+        with gr.Row(elem_id="ask"):
+            c = {"prompt": gr.Textbox(**told("prompt"), lines=1, scale=6, max_length=20_000, elem_id="prompt")}
+            start = gr.Button("Run", variant="primary", scale=1, min_width=90, elem_id="run")
+            stop = gr.Button("Stop", scale=1, min_width=90, elem_id="stop")
+        with gr.Row(elem_id="stage"):
+            with gr.Column(scale=1, min_width=300, elem_id="controls"):
+                with gr.Group():
+                    c["drive"] = gr.Radio(["tau", "ratio"], value="tau", **told("drive"), elem_id="drive")
+                    log_tau = gr.Slider(-6, 0, value=math.log10(TAU), step=0.01, **told("log_tau"), elem_id="log-tau")
+                    c["tau"] = gr.Number(value=TAU, **told("tau"), elem_id="tau")
+                    c["ratio"] = gr.Slider(0, 1, value=0.4, step=0.01, **told("ratio"), visible=False, elem_id="ratio")
+                    c["nfe"] = gr.Slider(4, 50, value=first.nfe, step=1, **told("nfe"), elem_id="nfe")
+                    with gr.Row():
+                        for name, calls in zip(("low", "mixed", "full"), first.split, strict=True):
+                            c[name] = gr.Number(
+                                calls, label=name, precision=0, minimum=0, min_width=60, elem_id=name
+                            )  # fmt: skip
+                    c["reference"] = gr.Dropdown(REFERENCES, value=REFERENCES[0], **told("reference"), elem_id="reference")
+                with gr.Group(), gr.Row():
+                    c["seed"] = gr.Number(value=0, precision=0, minimum=0, scale=3, **told("seed"), elem_id="seed")
+                    dice = gr.Button("🎲", scale=1, min_width=50, elem_id="dice")
+                c["model"] = gr.Dropdown(MODELS, value=MODELS[0], **told("model"), elem_id="model")
+                preset = gr.Radio(list(PRESETS), value="recommended", **told("preset"), elem_id="preset")
+                with gr.Accordion("Advanced: how tokens are chosen, expanded and moved", open=False):
+                    lists = {
+                        "transition": TRANSITIONS, "noise": NOISES, "signal": SIGNALS, "selection": SELECTIONS,
+                        "expansion": EXPANSIONS, "frame": FRAMES,
+                    }  # fmt: skip
+                    for name, names in lists.items():
+                        c[name] = gr.Dropdown(names, value=getattr(first, name), **told(name), elem_id=name)
+                    c["checks"] = gr.Radio(CHECKS, value=str(first.checks), **told("checks"), elem_id="checks")
+                    c["window"] = gr.Slider(2, 12, value=first.window, step=1, **told("window"), elem_id="window")
+                    c["levels"] = gr.Radio([1, 2], value=first.levels, **told("levels"), elem_id="levels")
+                    c["detail_gain"] = gr.Slider(0, 1, value=0, step=0.01, **told("detail_gain"), elem_id="detail-gain")
+                    c["guidance"] = gr.Number(value=None, **told("guidance"), elem_id="guidance")
+                    c["preview_every"] = gr.Slider(0, 9, value=1, step=1, **told("preview_every"), elem_id="preview-every")
+            with gr.Column(scale=3):
+                viewer = gr.HTML(value="", **VIEWER, server_functions=[backfill], elem_id="viewer")
+                with gr.Row():
+                    gallery = gr.Radio(
+                        [(b["prompt"], slug) for slug, b in recorded.items()], label="Recorded runs", elem_id="gallery",
+                        info="They play without the model: drag tau, change NFE.", visible=bool(recorded),
+                    )  # fmt: skip
+                with gr.Row():
+                    share = gr.Button("Copy link", scale=1, min_width=120, elem_id="share")
+                    address = gr.Textbox(show_label=False, container=False, scale=4, interactive=False, elem_id="address",
+                                         placeholder="The link holds every setting, the step and the token.")  # fmt: skip
+                query, space = gr.Textbox(visible=False), gr.Textbox(os.environ.get("SPACE_ID", ""), visible=False)
+
+        inputs = [c[name] for name in CONTROLS]
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        running = gr.on(
+            [start.click, c["prompt"].submit], run, inputs, viewer, api_name="run", show_progress="hidden",
+            concurrency_limit=1, concurrency_id="gpu",
+        )  # fmt: skip
+        stop.click(lambda: frame.done("", stopped=True), None, viewer, cancels=[running], queue=False, **private)
+        demo.load(open_link, None, [*inputs, log_tau, viewer, gallery], **private)
+        gallery.input(play, gallery, viewer, **private)
+        gallery.input(lambda slug: bundle.listing(TRACES)[slug]["prompt"], gallery, c["prompt"], **private)
+        viewer.select(take_tau, None, [c["drive"], c["tau"], log_tau], **private)
+        preset.input(lambda name: show(PRESETS[name], {})[3:], preset, inputs[3:], **private)
+        c["nfe"].input(split, c["nfe"], [c["low"], c["mixed"], c["full"]], **private)
+        for name in ("low", "mixed", "full"):
+            c[name].input(lambda *s: sum(int(n or 0) for n in s), [c["low"], c["mixed"], c["full"]], c["nfe"], **private)
+        c["drive"].change(
+            lambda d: [gr.update(visible=d == "tau"), gr.update(visible=d == "tau"), gr.update(visible=d == "ratio")],
+            c["drive"], [log_tau, c["tau"], c["ratio"]], **private,
+        )  # fmt: skip
+        log_tau.input(None, log_tau, c["tau"], js=JS["log_to_tau"])
+        c["tau"].input(None, c["tau"], log_tau, js=JS["tau_to_log"])
+        dice.click(None, None, c["seed"], js=JS["dice"])
+        share.click(copy_link, inputs, query, **private).then(None, [query, space], address, js=JS["copy_link"])
+    return demo
+
+
+def main() -> None:
+    """Serve the page."""
+    parser = argparse.ArgumentParser(description="The Fresco page.")
+    parser.add_argument("--device", default="auto", help="cuda, cpu or auto: CUDA when there is one")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="the model's own by default")
+    parser.add_argument("--host", default=None, help="address to listen on; 0.0.0.0 for everybody")
+    parser.add_argument("--port", type=int, default=None)
+    args = parser.parse_args()
+    OPTIONS.update(device=args.device, dtype=args.dtype)
+    gr.set_static_paths([TRACES])
+    threading.Thread(target=model, args=(MODELS[0],), daemon=True).start()
+    page().queue(max_size=32).launch(
+        server_name=args.host, server_port=args.port, css_paths=[CSS], head=JS["head"], show_error=False, ssr_mode=False,
+        run_history=False, mcp_server=True, footer_links=["api", "settings"],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The page's state as a query string, and back. Source: DESIGN 3, UI-ANCHORS (shareable URL)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from fresco.config import ConfigError, FrescoConfig
+
+MAX_PROMPT = 2000
+OWN = ("prompt", "model", "reference", "preview_every")
+_FIELDS = {f.name: f for f in dataclasses.fields(FrescoConfig)}
+_WHOLE = ("nfe", "levels", "window", "seed")
+_REAL = ("tau", "ratio", "detail_gain", "guidance")
+
+
+def write(config: FrescoConfig, **own: Any) -> str:
+    """Return the query string of a configuration and the page's own settings; defaults are left out."""
+    default = FrescoConfig()
+    state = {k: v for k, v in own.items() if v not in (None, "")}
+    for name in _FIELDS:
+        value = getattr(config, name)
+        if value is not None and value != getattr(default, name):
+            state[name] = "-".join(map(str, value)) if isinstance(value, tuple) else value
+    return urlencode(state)
+
+
+def _parse(name: str, text: str) -> Any:
+    if name in _WHOLE:
+        return int(text)
+    if name in _REAL:
+        return float(text)
+    if name == "checks":
+        return text if text == "every" else int(text)
+    if name in ("size", "stages"):
+        return tuple(int(part) for part in text.split("-"))
+    if name == "switch":
+        return tuple(float(part) for part in text.split("-"))
+    return text
+
+
+def read(query: Mapping[str, str], defaults: FrescoConfig, choices: Mapping[str, tuple[str, ...]]) -> tuple[
+    FrescoConfig, dict[str, str], list[str]
+]:  # fmt: skip
+    """Return (config, own settings, notes) of a query; a value that cannot be read falls back to its default.
+
+    Args:
+        query: names and texts from the address.
+        defaults: the configuration to start from.
+        choices: allowed values of the page's own settings ("model", "reference", ...).
+
+    Returns:
+        The configuration, the page's own settings that were given, and one clear sentence for each value not taken.
+    """
+    config, own, notes = defaults, {}, []
+    changes: dict[str, Any] = {}
+    for name, text in query.items():
+        if name in OWN:
+            if name in choices and text not in choices[name]:
+                notes.append(f"The link's {name} {text[:40]!r} is not known; the default is used.")
+            elif name == "prompt" and len(text) > MAX_PROMPT:
+                own[name] = text[:MAX_PROMPT]
+                notes.append(f"The link's prompt was cut to {MAX_PROMPT} characters.")
+            else:
+                own[name] = text
+        elif name in _FIELDS:
+            try:
+                changes[name] = _parse(name, text)
+            except ValueError:
+                notes.append(f"The link's {name} {text[:40]!r} cannot be read; the default is used.")
+    if "tau" in changes and "ratio" in changes:
+        del changes["ratio"]
+        notes.append("The link gives both tau and ratio; tau is used.")
+    try:
+        return config.replace(**changes), own, notes
+    except ConfigError:
+        pass
+    for name in changes:  # one by one, nfe and stages together, to keep whatever is good
+        together = ("nfe", "stages", "switch") if name == "nfe" else (name,)
+        group: dict[str, Any] = {n: changes[n] for n in together if n in changes}
+        if name in ("stages", "switch") and "nfe" in changes:
+            continue
+        try:
+            config = config.replace(**group)
+        except ConfigError as error:
+            notes.append(f"The link's setting is not used: {error}.")
+    return config, own, notes

@@ -1,0 +1,85 @@
+"""The page's words, and the few lines of script around the viewer. No gradio here: app.py places them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent / "viewer"
+VIEWER = {
+    "html_template": (_HERE / "viewer.html").read_text(encoding="utf-8"),
+    "css_template": (_HERE / "viewer.css").read_text(encoding="utf-8"),
+    "js_on_load": (_HERE / "viewer.js").read_text(encoding="utf-8"),
+}
+CSS = Path(__file__).parents[1] / "assets" / "style.css"
+
+ABOUT = """# Fresco
+See where a diffusion transformer spends its compute. **Fresco** sketches at low resolution, watches how much each token's
+clean estimate still moves, and expands to full resolution only the tokens that have settled. The threshold is **tau**:
+drag it and watch which tokens go first. On the right, the same seed at full resolution all the way, and what it costs."""
+
+# One plain sentence for each choice.
+HELP = {
+    "prompt": "What the picture should show.",
+    "seed": "One seed is one noise field: the same at every resolution, so sketch and picture belong together.",
+    "model": "sinopia: the small bundled text-to-image model. oracle: a random field with an exact denoiser, no weights.",
+    "preset": "Fills in the choices below. recommended: promote as tokens settle. paper: as published, where it says.",
+    "drive": "Promote by threshold (tau) or by a fixed share of the coarse tokens (ratio); the other one follows.",
+    "tau": "Variance below which a token counts as settled. Low: few go early, cheap. High: many go early, dear.",
+    "log_tau": "The same tau on a log scale.",
+    "ratio": "Share of the coarse tokens promoted at the first check.",
+    "nfe": "Number of function evaluations: how many times the model is called.",
+    "stages": "Calls in each stage: low (all coarse), mixed (some promoted), full (all fine).",
+    "reference": "Full resolution of the same seed. Finished ones are kept, so moving tau costs only Fresco's own steps.",
+    "preview_every": "Show the clean estimate every k steps; 0 only at the end. Previews are not counted as model time.",
+    "window": "How many of the latest estimates the variance is taken over.",
+    "checks": "How often tokens are looked at. 'every' mixed step needs transition 'carry', which promotes for free.",
+    "transition": "carry: keep the noise level, use the clean estimate. rewind: exact, kept tokens go back along their path."
+    " renoise: the paper's, add field noise. renoise_x0: noise the clean estimate anew. restart: fresh noise, as others do.",
+    "noise": "field: bound to coordinates, so every resolution sees the same noise. fresh: drawn anew, the ablation.",
+    "signal": "x0: the clean estimate over time. z: the noisy state over time, as in the paper. channel: one step, across"
+    " channels.",
+    "selection": "Which tokens go first. variance: settled ones (Fresco). variance_high: unsettled ones. The others ignore"
+    " tau and need ratio.",
+    "expansion": "hadamard: per latent pixel, exact. hadamard_token: the paper's formula taken literally. nearest and"
+    " bilinear: no noise added.",
+    "frame": "Where mixed tokens sit for the model's position code: in coarse units (centred or cornered), fine units, or"
+    " phase-aligned per query.",
+    "levels": "Doublings from sketch to picture: 1 is half resolution per side, 2 a quarter.",
+    "detail_gain": "Adds the signal power that expanded details lack; 0 is off.",
+    "guidance": "How strongly the prompt steers; empty is the model's own.",
+}
+LABELS = {
+    "nfe": "NFE (model calls)", "tau": "tau", "log_tau": "tau, log10", "ratio": "ratio", "drive": "Promote by",
+    "preview_every": "Preview every k steps", "checks": "Checks", "frame": "Position frame", "detail_gain": "Detail gain",
+}  # fmt: skip
+
+_ROOT = "document.querySelector('#viewer .fv-root')"
+_API = f"({_ROOT}?.closest('#viewer') && [...document.querySelectorAll('#viewer *')].find(e => e.frescoViewer)?.frescoViewer)"
+
+JS = {
+    # The address says where to look; the viewer takes it once enough frames are there.
+    "head": """<script>
+window.frescoView = (() => {
+  const q = new URLSearchParams(location.search), v = {};
+  if (/^\\d+$/.test(q.get('step') ?? '')) v.step = Number(q.get('step'));
+  if (/^\\d+,\\d+,\\d+$/.test(q.get('token') ?? '')) v.token = q.get('token');
+  if (/^[1-5]$/.test(q.get('layer') ?? '')) v.layer = Number(q.get('layer'));
+  if (Number(q.get('tau')) > 0) v.tau = Number(q.get('tau'));
+  if (Number(q.get('nfe')) > 0) v.nfe = Number(q.get('nfe'));
+  return v;
+})();
+</script>""",
+    "dice": "() => Math.floor(Math.random() * 4294967296)",
+    "log_to_tau": f"(x) => {{ const t = Number((10 ** x).toPrecision(3)); const v = {_API};"
+    " if (v && document.querySelector('#viewer .fv-root').dataset.mode === 'live') v.setTau(t, false); return t; }",
+    "tau_to_log": "(t) => t > 0 ? Math.log10(t) : -6",
+    # Settings come from the server as a query string; the view (step, token, layer) is added here.
+    "copy_link": """(query, space) => {
+  const d = document.querySelector('#viewer .fv-root')?.dataset ?? {}, q = new URLSearchParams(query);
+  for (const name of ['step', 'token', 'layer']) if (d[name]) q.set(name, d[name]);
+  const base = space ? 'https://huggingface.co/spaces/' + space : location.origin + location.pathname;
+  const address = base + '?' + q;
+  navigator.clipboard?.writeText(address).catch(() => {});
+  return address;
+}""",
+}
