@@ -9,7 +9,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import argparse
+import contextlib
 import functools
+import json
 import logging
 import math
 import secrets
@@ -17,11 +19,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from fresco.config import EXPANSIONS, NOISES, SELECTIONS, SIGNALS, TRANSITIONS, ConfigError, FrescoConfig
+from fresco.errors import FrescoError
 from fresco.grid import FRAMES
 from fresco.schedule import default_split
 from viz import bundle, frame, link
@@ -59,7 +62,7 @@ def _load(name: str) -> Any:
     return load_model(name, **OPTIONS)
 
 
-def model(name: str) -> Any:
+def load(name: str) -> Any:
     """Return the model, loaded once: it is loaded in the background while the page already plays a recorded run."""
     with LOCK:
         return _load(name)
@@ -75,38 +78,76 @@ def configuration(values: dict[str, Any]) -> FrescoConfig:
     )  # fmt: skip
 
 
-def run(*inputs: Any) -> Iterator[str]:
-    """Stream one run of Fresco and its full-resolution reference, a JSON message per model call; the last sums it up."""
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Let our own errors reach the page as their sentence; anything else may tell of paths, so it only says it happened."""
     try:
-        yield from _run(dict(zip(CONTROLS, inputs, strict=True)))
-    except (ConfigError, ValueError) as error:  # our own sentences: ConfigError, ModelError and their kin
+        yield
+    except FrescoError as error:
         raise gr.Error(f"{error}", print_exception=False) from error
+    except (gr.Error, GeneratorExit):
+        raise
     except Exception as error:
-        LOG.exception("a run failed")
-        raise gr.Error(
-            "The run failed in a way we did not foresee; the server goes on. Its log says more. Try other settings.",
-            print_exception=False,
-        ) from error
+        LOG.exception("a request failed")
+        said = "The run failed in a way we did not foresee; the server goes on, and its log says more. Try other settings."
+        raise gr.Error(said, print_exception=False) from error
 
 
-def _run(values: dict[str, Any]) -> Iterator[str]:
+def click_run(*inputs: Any) -> Iterator[str]:
+    """Run what the controls show."""
+    values = dict(zip(CONTROLS, inputs, strict=True))
+    with sentences():
+        yield from stream(configuration(values), **{name: values[name] for name in link.OWN})
+
+
+def run(
+    prompt: str, seed: int = 0, tau: float = TAU, nfe: int = 18, model: Literal["sinopia", "oracle"] = "sinopia",
+    reference: Literal["full at 50", "same NFE", "same FLOPs", "none"] = "full at 50", settings: str = "{}",
+) -> Iterator[str]:  # fmt: skip
+    """Make a picture with Fresco and, beside it, the full-resolution reference of the same seed; stream every step.
+
+    Each message is a JSON string: {"type": "frame", ...} per model call, then {"type": "done", ...} with the summary of
+    both runs: cost in FLOPs and seconds, speed-ups, PSNR and SSIM to the reference, and the pictures as WebP data URIs.
+
+    Args:
+        prompt: What the picture should show.
+        seed: Seed of the noise field, 0 to 4294967295.
+        tau: Variance at or below which a token counts as settled and is expanded to full resolution, above 0.
+        nfe: Number of model calls, 4 to 50.
+        model: Name of the model.
+        reference: Full-resolution run beside it.
+        settings: JSON object with further settings of FrescoConfig by name; {"ratio": 0.4} replaces tau.
+    """
+    with sentences():
+        try:
+            more = json.loads(settings or "{}")
+        except ValueError:
+            raise ConfigError(f"settings is {settings[:60]!r}; it must be a JSON object such as {{}}") from None
+        drive = {} if isinstance(more, dict) and more.get("ratio") is not None else {"tau": tau}
+        base = PRESETS["recommended"].to_json() | {"tau": None, "nfe": nfe, "seed": seed} | drive
+        config = FrescoConfig.from_json(base | more if isinstance(more, dict) else more)
+        yield from stream(config, prompt=prompt, model=model, reference=reference, preview_every=1)
+
+
+def stream(config: FrescoConfig, *, prompt: str, model: str, reference: str, preview_every: int) -> Iterator[str]:
+    """Yield the viewer's messages of one comparison; closing it stops the run within a step."""
     from fresco.record import compare, full_step, provenance
 
-    prompt = (values["prompt"] or "").strip()
+    prompt = (prompt or "").strip()
     if not prompt:
         raise ConfigError("The prompt is empty; type what the picture should show, or take one of the examples")
-    config = configuration(values)
-    net = model(values["model"])
+    net = load(model)
     hint = getattr(net, "knows", lambda _: None)(prompt)
     if hint:
         yield frame.note(hint)
     step, about = full_step(net, config), provenance(net)
-    run_id, tracks = secrets.token_hex(4), {}
+    run_id = secrets.token_hex(4)
+    tracks: dict[int, frame.Track] = {}
     with LOCK:
         RUNS[run_id] = tracks
         while len(RUNS) > 8:
             RUNS.popitem(last=False)
-    for seen in compare(net, prompt, config, values["reference"], references(), preview_every=values["preview_every"]):
+    for seen in compare(net, prompt, config, reference, references(), preview_every=preview_every):
         if seen.track not in tracks:
             label = "Fresco" if seen.track == 0 else f"Full resolution, {seen.config.nfe} steps"
             said = frame.meta(
@@ -115,7 +156,8 @@ def _run(values: dict[str, Any]) -> Iterator[str]:
             )  # fmt: skip
             tracks[seen.track] = frame.Track(run_id, seen.track, label, seen.config.nfe, said, full_step=step)
         yield tracks[seen.track].add(seen.event, psnr=seen.psnr, ssim=seen.ssim)
-    yield frame.done(run_id, summary={k: v.summary() for k, v in zip(("fresco", "reference"), tracks.values())})
+    names = {0: "fresco", 1: "reference"}
+    yield frame.done(run_id, summary={names[k]: track.summary() for k, track in tracks.items()})
 
 
 def backfill(wanted: list[Any]) -> list[str]:
@@ -130,7 +172,7 @@ def copy_link(*inputs: Any) -> str:
     values = dict(zip(CONTROLS, inputs, strict=True))
     try:
         return link.write(configuration(values), **{name: values[name] for name in link.OWN})
-    except ConfigError as error:
+    except FrescoError as error:
         raise gr.Error(f"This setting cannot be run, so it cannot be linked: {error}", print_exception=False) from error
 
 
@@ -165,7 +207,7 @@ def play(slug: str | None) -> str:
     """Return the message that makes the viewer fetch a recorded prompt."""
     if slug is None:
         return frame.note("There is no recorded run here. Type a prompt and press Run.")
-    return frame.bundle_url(f"/gradio_api/file={(TRACES / f'{slug}.json').relative_to(Path.cwd())}")
+    return frame.bundle_url(f"/gradio_api/file={(TRACES / f'{slug}.json').relative_to(TRACES.parents[1])}")
 
 
 def take_tau(event: gr.EventData) -> tuple[str, float, float]:
@@ -240,10 +282,9 @@ def page() -> gr.Blocks:
 
         inputs = [c[name] for name in CONTROLS]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        running = gr.on(
-            [start.click, c["prompt"].submit], run, inputs, viewer, api_name="run", show_progress="hidden",
-            concurrency_limit=1, concurrency_id="gpu",
-        )  # fmt: skip
+        gpu: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "gpu"}
+        running = gr.on([start.click, c["prompt"].submit], click_run, inputs, viewer, **gpu, **private)
+        gr.api(run, api_name="run", **gpu)
         stop.click(lambda: frame.done("", stopped=True), None, viewer, cancels=[running], queue=False, **private)
         demo.load(open_link, None, [*inputs, log_tau, viewer, gallery], **private)
         gallery.input(play, gallery, viewer, **private)
@@ -251,6 +292,9 @@ def page() -> gr.Blocks:
         viewer.select(take_tau, None, [c["drive"], c["tau"], log_tau], **private)
         preset.input(lambda name: show(PRESETS[name], {})[3:], preset, inputs[3:], **private)
         c["nfe"].input(split, c["nfe"], [c["low"], c["mixed"], c["full"]], **private)
+        # What cannot go together is changed along: only variance rules know a tau, only carry promotes at every step.
+        c["selection"].input(lambda s: "tau" if s.startswith("variance") else "ratio", c["selection"], c["drive"], **private)
+        c["transition"].input(lambda t: "every" if t == "carry" else "1", c["transition"], c["checks"], **private)
         for name in ("low", "mixed", "full"):
             c[name].input(lambda *s: sum(int(n or 0) for n in s), [c["low"], c["mixed"], c["full"]], c["nfe"], **private)
         c["drive"].change(
@@ -273,8 +317,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=None)
     args = parser.parse_args()
     OPTIONS.update(device=args.device, dtype=args.dtype)
+    os.chdir(TRACES.parents[1])  # files are served by their path from here
     gr.set_static_paths([TRACES])
-    threading.Thread(target=model, args=(MODELS[0],), daemon=True).start()
+    threading.Thread(target=load, args=(MODELS[0],), daemon=True).start()
     page().queue(max_size=32).launch(
         server_name=args.host, server_port=args.port, css_paths=[CSS], head=JS["head"], show_error=False, ssr_mode=False,
         run_history=False, mcp_server=True, footer_links=["api", "settings"],

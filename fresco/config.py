@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fresco.errors import FrescoError
 from fresco.grid import FRAMES
 
 SELECTIONS = ("variance", "variance_high", "attention", "edge", "even", "random", "all")
@@ -18,7 +19,7 @@ NOISES = ("field", "fresh")
 MAX_NFE = 1000
 
 
-class ConfigError(ValueError):
+class ConfigError(FrescoError):
     """A setting that cannot be run; the message says what was got, what is allowed and what to do."""
 
 
@@ -30,9 +31,7 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not (low < value if open_low else low <= value) or value > high:
-        raise ConfigError(
-            f"{name} is {value!r}; it must be a number {'above' if open_low else 'from'} {low:g} to {high:g}"
-        )
+        raise ConfigError(f"{name} is {value!r}; it must be a number {'above' if open_low else 'from'} {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
@@ -116,15 +115,11 @@ class FrescoConfig:
             if len(stages) != 3 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in stages):
                 raise ConfigError(f"stages is {stages!r}; it must be three whole numbers (low, mixed, full), each >= 0")
             if sum(stages) != self.nfe:
-                raise ConfigError(
-                    f"stages {stages} make {sum(stages)} model calls, but nfe is {self.nfe}; make them equal"
-                )
+                raise ConfigError(f"stages {stages} make {sum(stages)} model calls, but nfe is {self.nfe}; make them equal")
             if stages[0] == 0 and stages[1] > 0:
                 raise ConfigError(f"stages {stages} have no low stage to select tokens in; give it at least one step")
         elif self.nfe < 3:
-            raise ConfigError(
-                f"nfe {self.nfe} is below the three stages (low, mixed, full); use at least 3, or a full run"
-            )
+            raise ConfigError(f"nfe {self.nfe} is below the three stages (low, mixed, full); use at least 3, or a full run")
         low, mixed, full = self.split
         if self.switch is not None:
             need = 0 if low == 0 else 2 if mixed else 1
@@ -135,22 +130,16 @@ class FrescoConfig:
             for value in self.switch:
                 _number("switch", value, 0.0, 1.0, open_low=True)
         if low and full == 0 and self.transition != "carry":
-            raise ConfigError(
-                f"stages {self.split} end without a full step, which only transition 'carry' allows; add one"
-            )
+            raise ConfigError(f"stages {self.split} end without a full step, which only transition 'carry' allows; add one")
         if self.checks != "every":
             if isinstance(self.checks, bool) or not isinstance(self.checks, int) or not 1 <= self.checks <= 3:
                 raise ConfigError(f"checks is {self.checks!r}; it must be 1, 2, 3 or 'every'")
         elif self.transition != "carry":
-            raise ConfigError(
-                f"checks 'every' needs transition 'carry', which promotes for free; got {self.transition!r}"
-            )
+            raise ConfigError(f"checks 'every' needs transition 'carry', which promotes for free; got {self.transition!r}")
 
     def _check_drive(self) -> None:
         if self.tau is not None and self.ratio is not None:
-            raise ConfigError(
-                f"both tau {self.tau:g} and ratio {self.ratio:g} are given; give one, the other is derived"
-            )
+            raise ConfigError(f"both tau {self.tau:g} and ratio {self.ratio:g} are given; give one, the other is derived")
         if self.tau is not None and self.selection not in ("variance", "variance_high"):
             raise ConfigError(f"tau drives the variance rules only; with selection {self.selection!r} give ratio")
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fresco.config import ConfigError, FrescoConfig
+from fresco.cost import same_flops_steps
 from fresco.denoiser import Conditioning, Denoiser, Model
 from fresco.grid import TokenGrid
 from fresco.metrics import psnr, ssim
@@ -235,7 +236,7 @@ def compare(
             yield Seen(1, full, event)
             final = event.preview if event.step == full.nfe - 1 else final
     if reference == "same FLOPs":
-        full = config.as_full(max(1, math.ceil(spent / full_step(model, config) - 1e-9)))
+        full = config.as_full(same_flops_steps(spent, full_step(model, config)))
         for event in kept.record(model, prompt, full, preview_every=preview_every):
             yield Seen(1, full, event)
             final = event.preview

@@ -73,7 +73,7 @@ def sample(
         `config.nfe` steps; the last `x_next`, (N, D) on the finest grid, is the clean latent.
 
     Raises:
-        ValueError: where a transition or rule cannot do what the settings ask; the message says what to change.
+        FrescoError: where a transition or rule cannot do what the settings ask; the message says what to change.
     """
     shape = denoiser.token_shape(config.size)
     fine = TokenGrid.uniform(shape, config.levels, config.levels)

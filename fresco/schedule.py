@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fresco.errors import FrescoError
+
 if TYPE_CHECKING:
     from fresco.config import FrescoConfig
 
@@ -136,7 +138,7 @@ def respaced(config: FrescoConfig, sigmas: SigmaGrid, fine: int, step: int, sigm
     """Return the legs from `step` on for a state that has landed at `sigma`. Source: METHOD 2.6.
 
     Raises:
-        ValueError: where an explicit switch does not lie below the landing.
+        FrescoError: where an explicit switch does not lie below the landing.
     """
     low, mixed, full = config.split
     end = low + mixed
@@ -153,9 +155,7 @@ def _legs(nodes: Sequence[float]) -> list[Leg]:
 
 def _spaced(sigmas: SigmaGrid, n: int, tokens: int, start: float, end: float) -> list[float]:
     if n and not end < start:
-        raise ValueError(
-            f"a stage of {n} step(s) from sigma {start:.3f} must end below it; switch says {end:.3f}, lower it"
-        )
+        raise FrescoError(f"a stage of {n} step(s) from sigma {start:.3f} must end below it; switch says {end:.3f}, lower it")
     return list(sigmas(n, tokens, start, end)) if n else [start]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fresco.config import FrescoConfig
 from fresco.denoiser import AttentionDenoiser, Denoiser
+from fresco.errors import FrescoError
 from fresco.grid import Bools, TokenGrid, coarse_shape
 from fresco.schedule import Check
 from fresco.tokens import Layout
@@ -89,7 +90,7 @@ def _variance_high(scene: Scene) -> Floats:
 def _attention(scene: Scene) -> Floats:
     """Most attended first. Source: METHOD 3 (AViTS); paper's ablation."""
     if not isinstance(scene.denoiser, AttentionDenoiser):
-        raise ValueError(
+        raise FrescoError(
             f"{type(scene.denoiser).__name__} does not report its attention, which selection 'attention' needs; "
             "choose another selection rule"
         )

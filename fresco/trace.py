@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fresco.config import ConfigError, FrescoConfig
+from fresco.errors import FrescoError
 from fresco.grid import Bools, TokenGrid
 
 VERSION = 1
@@ -26,7 +27,7 @@ _FORMAT = "fresco-trace"
 _ARRAYS = ("variance", "selected", "noise_gap")
 
 
-class TraceError(ValueError):
+class TraceError(FrescoError):
     """A file that is no trace of ours, or a damaged one; the message says which and what to do."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fresco.denoiser import Noise
+from fresco.errors import FrescoError
 from fresco.expansion import EXPANSIONS, Expansion
 from fresco.grid import Bools, TokenGrid
 from fresco.schedule import expanded, fresh_weights, transition_weights
@@ -41,13 +42,13 @@ class Path:
         """Return the state (N, D) at sigma, linear between the stored nodes. Source: METHOD 2.2 (`rewind`).
 
         Raises:
-            ValueError: where sigma is above the first node.
+            FrescoError: where sigma is above the first node.
         """
         for (above, x_above), (below, x_below) in zip(self.nodes[:-1], self.nodes[1:], strict=True):
             if above >= sigma - 1e-9 and sigma >= below:
                 weight = 0.0 if above == below else min((above - sigma) / (above - below), 1.0)
                 return torch.lerp(x_above, x_below, max(weight, 0.0))
-        raise ValueError(f"the run has no state at sigma {sigma:.3f}; it began at {self.nodes[0][0]:.3f}")
+        raise FrescoError(f"the run has no state at sigma {sigma:.3f}; it began at {self.nodes[0][0]:.3f}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +130,12 @@ def rewind(s: Switch) -> tuple[torch.Tensor, float]:
     """Expand exactly; move kept tokens back along their own path to the same sigma. Source: METHOD 2.1, 2.2.
 
     Raises:
-        ValueError: where a kept token has no state at the landing, because it was promoted below it.
+        FrescoError: where a kept token has no state at the landing, because it was promoted below it.
     """
     sigma = expanded(s.sigma)
     kept = s.path.at(sigma)
     if not torch.isfinite(kept[~s.mask]).all():
-        raise ValueError(
+        raise FrescoError(
             f"transition 'rewind' from sigma {s.sigma:.3f} must go back to {sigma:.3f}, above where some token was "
             "promoted; make the mixed stage longer or switch at lower sigma, or use transition 'renoise' or 'carry'"
         )

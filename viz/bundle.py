@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fresco.errors import FrescoError
 from fresco.trace import Trace
 from viz.frame import VERSION, meta, same_flops, step_json
 
@@ -27,7 +28,7 @@ class Recorded:
     ssim: float | None = None
 
 
-class BundleError(ValueError):
+class BundleError(FrescoError):
     """A recorded file that is missing, damaged or foreign."""
 
 

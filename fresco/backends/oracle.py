@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fresco.config import FrescoConfig
 from fresco.denoiser import Conditioning
+from fresco.errors import FrescoError
 from fresco.grid import TokenGrid
 from fresco.noise import haar
 from fresco.sampler import sample
@@ -189,9 +190,7 @@ class OracleModel:
         """Return the exact denoiser; guidance and position frame mean nothing to it."""
         shape = config.size or self.shape
         if shape[0] * shape[1] * shape[2] > 4096:
-            raise ValueError(
-                f"the oracle is exact by dense matrices, at most 4096 pixels; got {shape}, choose a smaller size"
-            )
+            raise FrescoError(f"the oracle is exact by dense matrices, at most 4096 pixels; got {shape}, choose a smaller size")
         return OracleDenoiser(shape, self.exponent, channels=3)
 
     def encode(self, prompt: str) -> Conditioning:
@@ -280,9 +279,7 @@ def table(shape: tuple[int, int, int] = (1, 16, 16), exponent: float = 1.25) -> 
     runs["the same, bilinear, no noise added"] = _switch(8, 10, 0.7, transition="carry", expansion="bilinear")
     for transition in ("renoise", "renoise_x0"):
         for noise in ("field", "fresh"):
-            runs[f"8 low + 10 full at 0.7, {transition}, {noise}"] = _switch(
-                8, 10, 0.7, transition=transition, noise=noise
-            )
+            runs[f"8 low + 10 full at 0.7, {transition}, {noise}"] = _switch(8, 10, 0.7, transition=transition, noise=noise)
     for sigma in (0.8, 0.7):
         runs[f"8 low + 10 full at {sigma}, carry, field"] = _switch(8, 10, sigma, transition="carry")
     runs["8 low + 10 full at 0.7, carry, fresh"] = _switch(8, 10, 0.7, transition="carry", noise="fresh")

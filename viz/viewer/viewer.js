@@ -348,8 +348,8 @@ function onDone(message) {
 }
 
 async function onBundleUrl(message) {
-  const url = new URL(message.url, document.baseURI);
-  if (url.origin !== location.origin) throw new Error('its recorded run is on another server');
+  const url = new URL(String(message.url), document.baseURI);
+  if (url.origin !== location.origin) { say('That recorded run is on another server, so it was not loaded.', 'warn'); return; }
   const turn = ++loading;
   say('Loading the recorded run…', 'info');
   try {
@@ -363,7 +363,7 @@ async function onBundleUrl(message) {
 function onBundle(bundle) {
   if (![bundle.frames, bundle.runs, bundle.taus, bundle.nfes].every((list) => Array.isArray(list) && list.length)) throw new Error('it holds no recorded runs');
   const base = bundle.frames.map(decodeFrame);
-  if (bundle.runs.some((r) => r.frames.some((k) => !base[k]))) throw new Error('it names steps it does not hold');
+  if ([...bundle.runs, ...(bundle.references ?? [])].some((r) => !r.frames?.length || r.frames.some((k) => !base[k]))) throw new Error('it names steps it does not hold');
   loading++;
   if (store.run) store.past.add(store.run);
   store.bundle = bundle; store.base = base; store.run = `recorded:${bundle.slug}`;
@@ -747,10 +747,15 @@ function layerPromoted(ctx, frame, place) {
   else if (frame.promoted) paintMask(ctx, place, (t) => frame.selected[t]);
 }
 
+/** The finished reference with the most steps: what both panes are measured against, whichever reference is shown. */
+function yardstick() {
+  return [...store.tracks.values()].filter((t) => t.id > 0 && complete(t)).reduce((best, t) => (best && best.of >= t.of ? best : t), null);
+}
+
 // The difference is taken to the reference's final picture; until that exists, between what the two panes show now.
 function differenceTarget(frames) {
-  const t = track(view.ref);
-  if (complete(t)) return pictureAt(t.frames, t.frames.length - 1, true);
+  const best = yardstick(), t = track(view.ref);
+  if (best) return pictureAt(best.frames, best.frames.length - 1, true);
   const other = frames === t?.frames ? [fresco(), stop().a] : [reference(), stop().b];
   return other[1] >= 0 ? pictureAt(other[0], other[1], true) : null;
 }
@@ -762,7 +767,7 @@ function layerDifference(ctx, frame, place, frames, at) {
   if (!mine || !other) return;
   const name = `${mine.id} ${other.id}`;
   if (!differences.has(name)) {
-    if (differences.size > 160) differences.delete(differences.keys().next().value);
+    if (differences.size > 80) differences.delete(differences.keys().next().value);
     differences.set(name, difference(bitmapOf(mine), bitmapOf(other)));
   }
   ctx.save(); ctx.globalAlpha = view.opacity; ctx.imageSmoothingEnabled = true;
@@ -862,7 +867,7 @@ function layerSentence() {
       low: 'Each tinted square is one coarse token, standing for a block of fine cells. All of them are coarse now.',
       mixed: 'Tinted squares are still coarse; small squares have been promoted. Watch in which order regions split.',
       full: 'Only fine cells are left: from here on each step costs as much as in the full-resolution run.' },
-    5: complete(track(view.ref)) ? 'Compared with the reference’s final picture: bright = still far from it. Which side is darker at this point?'
+    5: yardstick() ? `Compared with the final picture of the ${yardstick().of}-step reference: bright = still far from it. Which side is darker at this point?`
       : view.ref ? 'Compared with what the other pane shows now: bright = the two differ there.'
         : 'There is no reference run with the same seed, so there is no difference to show.' };
   if (view.layer === 2 && !f.measured) return 'No variance yet: it takes at least two clean estimates to see whether a token moves.';
