@@ -33,8 +33,9 @@ from viz.page import ABOUT, CSS, HELP, JS, LABELS, VIEWER
 TRACES = Path(__file__).parent / "assets" / "traces"
 MODELS = ("sinopia", "oracle")
 REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")
+EXAMPLES = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))["prompts"]
 CHECKS = ("every", "1", "2", "3")
-TAU = 0.003
+TAU = 0.004
 PRESETS = {"recommended": FrescoConfig.recommended(tau=TAU), "paper": FrescoConfig.paper()}
 # The controls that are a setting of FrescoConfig by name; the order of all inputs is CONTROLS.
 CHOICES = ("transition", "noise", "signal", "selection", "expansion", "frame", "levels", "detail_gain", "guidance")
@@ -235,11 +236,13 @@ def page() -> gr.Blocks:
             c = {"prompt": gr.Textbox(**told("prompt"), lines=1, scale=6, max_length=20_000, elem_id="prompt")}
             start = gr.Button("Run", variant="primary", scale=1, min_width=90, elem_id="run")
             stop = gr.Button("Stop", scale=1, min_width=90, elem_id="stop")
+        gr.Examples(EXAMPLES, c["prompt"], cache_examples=False, api_visibility="private", label="Try one of these")
         with gr.Row(elem_id="stage"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 with gr.Group():
                     c["drive"] = gr.Radio(["tau", "ratio"], value="tau", **told("drive"), elem_id="drive")
                     log_tau = gr.Slider(-6, 0, value=math.log10(TAU), step=0.01, **told("log_tau"), elem_id="log-tau")
+                    gr.HTML(html_template="", js_on_load=JS["fraction"], elem_id="fraction")
                     c["tau"] = gr.Number(value=TAU, **told("tau"), elem_id="tau")
                     c["ratio"] = gr.Slider(0, 1, value=0.4, step=0.01, **told("ratio"), visible=False, elem_id="ratio")
                     c["nfe"] = gr.Slider(4, 50, value=first.nfe, step=1, **told("nfe"), elem_id="nfe")
@@ -302,6 +305,7 @@ def page() -> gr.Blocks:
             c["drive"], [log_tau, c["tau"], c["ratio"]], **private,
         )  # fmt: skip
         log_tau.input(None, log_tau, c["tau"], js=JS["log_to_tau"])
+        log_tau.release(None, log_tau, None, js=JS["tau_release"])
         c["tau"].input(None, c["tau"], log_tau, js=JS["tau_to_log"])
         dice.click(None, None, c["seed"], js=JS["dice"])
         share.click(copy_link, inputs, query, **private).then(None, [query, space], address, js=JS["copy_link"])

@@ -29,9 +29,13 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        good = False
     if not good or not (low < value if open_low else low <= value) or value > high:
-        raise ConfigError(f"{name} is {value!r}; it must be a number {'above' if open_low else 'from'} {low:g} to {high:g}")
+        span = f"{'above' if open_low else 'from'} {low:g}" + (f" to {high:g}" if math.isfinite(high) else "")
+        raise ConfigError(f"{name} is {value!r}; it must be a number {span}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class FrescoConfig:
     expansion: str = "hadamard"
     transition: str = "carry"
     noise: str = "field"
-    frame: str = "coarse"
+    frame: str = "phase_aligned"
     detail_gain: float = 0.0
     guidance: float | None = None
     seed: int = 0

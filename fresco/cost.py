@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fresco.errors import FrescoError
+
 REFERENCE_STEPS = 50  # full-resolution steps that published speed-ups are measured against (METHOD 1)
 
 
@@ -47,9 +49,7 @@ class TransformerShape:
     time_dim: int = 256
 
     @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], text_tokens: int, pixels_per_token: int = 16
-    ) -> TransformerShape:
+    def from_config(cls, config: Mapping[str, Any], text_tokens: int, pixels_per_token: int = 16) -> TransformerShape:
         """Return the shape of a `diffusers.FluxTransformer2DModel` from its config."""
         return cls(
             width=config["num_attention_heads"] * config["attention_head_dim"],
@@ -104,10 +104,10 @@ def mixed_tokens(coarse: int, promoted: int, full: int | None = None) -> int:
             children, and which tokens are promoted is not known here, so the average is used.
 
     Raises:
-        ValueError: where more tokens are promoted than there are.
+        FrescoError: where more tokens are promoted than there are.
     """
     if not 0 <= promoted <= coarse:
-        raise ValueError(f"promoted is {promoted}; it must be from 0 to the {coarse} coarse tokens")
+        raise FrescoError(f"promoted is {promoted}; it must be from 0 to the {coarse} coarse tokens")
     return coarse + round(promoted * ((4 * coarse if full is None else full) - coarse) / coarse)
 
 
@@ -128,21 +128,19 @@ def parse_size(size: str | Sequence[int]) -> tuple[int, int]:
     """Return (height, width) in pixels from "HEIGHTxWIDTH" or a pair.
 
     Raises:
-        ValueError: on anything else.
+        FrescoError: on anything else.
     """
     parts = size.lower().split("x") if isinstance(size, str) else list(size)
     try:
         height, width = (int(part) for part in parts)
     except (TypeError, ValueError):
-        raise ValueError(f"size is {size!r}; give height x width in pixels, for example 1024x1024") from None
+        raise FrescoError(f"size is {size!r}; give height x width in pixels, for example 1024x1024") from None
     if height < 1 or width < 1:
-        raise ValueError(f"size is {size!r}; both sides must be at least 1 pixel")
+        raise FrescoError(f"size is {size!r}; both sides must be at least 1 pixel")
     return height, width
 
 
-def report(
-    model: str | TransformerShape, size: str | Sequence[int], steps: Sequence[int], ratio: float
-) -> dict[str, Any]:
+def report(model: str | TransformerShape, size: str | Sequence[int], steps: Sequence[int], ratio: float) -> dict[str, Any]:
     """Return what a Fresco run costs and what that buys against full resolution, as a JSON-able dict.
 
     Args:
@@ -152,19 +150,19 @@ def report(
         ratio: fraction of the coarse tokens promoted before the mixed stage, 0 to 1.
 
     Raises:
-        ValueError: on an unknown model, a size that is not whole tokens, or steps and ratio out of range.
+        FrescoError: on an unknown model, a size that is not whole tokens, or steps and ratio out of range.
     """
     if isinstance(model, str) and model not in SHAPES:
-        raise ValueError(f"no shape is known for model {model!r}; choose one of {', '.join(SHAPES)}")
+        raise FrescoError(f"no shape is known for model {model!r}; choose one of {', '.join(SHAPES)}")
     shape = SHAPES[model] if isinstance(model, str) else model
     height, width = parse_size(size)
     edge = shape.pixels_per_token
     if height % edge or width % edge:
-        raise ValueError(f"size {height}x{width} is not whole tokens; use multiples of {edge} pixels")
+        raise FrescoError(f"size {height}x{width} is not whole tokens; use multiples of {edge} pixels")
     if len(steps) != 3 or min(steps) < 0 or sum(steps) < 1:
-        raise ValueError(f"steps are {tuple(steps)}; give three whole numbers (low, mixed, full), each >= 0, not all 0")
+        raise FrescoError(f"steps are {tuple(steps)}; give three whole numbers (low, mixed, full), each >= 0, not all 0")
     if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio is {ratio:g}; it must be from 0 to 1")
+        raise FrescoError(f"ratio is {ratio:g}; it must be from 0 to 1")
     rows, cols = height // edge, width // edge
     full, coarse = rows * cols, -(-rows // 2) * -(-cols // 2)
     promoted = math.floor(ratio * coarse)

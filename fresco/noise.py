@@ -67,9 +67,7 @@ class NoiseField:
 
     def _haar(self, frame: Any, row: Any, col: Any, halvings: int) -> tuple[Floats, Floats]:
         dy, dx = np.arange(2)[:, None], np.arange(2)
-        below = self.pixels(
-            frame[..., None, None], 2 * row[..., None, None] + dy, 2 * col[..., None, None] + dx, halvings - 1
-        )
+        below = self.pixels(frame[..., None, None], 2 * row[..., None, None] + dy, 2 * col[..., None, None] + dx, halvings - 1)
         return haar(np.moveaxis(below, -1, -3))
 
     def _token_pixels(self, grid: TokenGrid, at: NDArray[np.int64]) -> tuple[Ints, Ints, Ints]:

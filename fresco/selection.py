@@ -177,9 +177,7 @@ def select(config: FrescoConfig, check: Check, scene: Scene) -> Choice:
     for level, target in enumerate(check.targets):
         candidates = np.flatnonzero((grid.level == level) & np.isfinite(priority))
         total = math.prod(coarse_shape(grid.shape, grid.levels - level))
-        wanted = (
-            len(candidates) if config.selection == "all" else math.floor(target * total + 1e-9) - grid.promoted(level)
-        )
+        wanted = len(candidates) if config.selection == "all" else math.floor(target * total + 1e-9) - grid.promoted(level)
         chosen = np.argsort(priority[candidates], kind="stable")[: max(int(wanted), 0)]
         mask[candidates[chosen]] = True
     taken = scene.variance[mask]

@@ -133,9 +133,7 @@ class Trace:
             with np.load(path, allow_pickle=False) as archive:
                 header = json.loads(bytes(archive["header"]).decode())
                 if header.get("format") != _FORMAT:
-                    raise TraceError(
-                        f"{Path(path).name} is an .npz file but no Fresco trace; choose a file saved by Fresco"
-                    )
+                    raise TraceError(f"{Path(path).name} is an .npz file but no Fresco trace; choose a file saved by Fresco")
                 if header["version"] > VERSION:
                     raise TraceError(
                         f"{Path(path).name} has trace version {header['version']}; this program reads up to {VERSION}, "

@@ -33,9 +33,7 @@ class Path:
     def land(self, switch: Switch, sigma: float, x: torch.Tensor) -> None:
         """Follow a promotion: drop what lies at or below the landing, forget newborn tokens' past, add (sigma, x)."""
         born = switch.mask[switch.parent, None]
-        past = [
-            (above, value[switch.parent].masked_fill(born, torch.nan)) for above, value in self.nodes if above > sigma
-        ]
+        past = [(above, value[switch.parent].masked_fill(born, torch.nan)) for above, value in self.nodes if above > sigma]
         self.nodes = [*past, (sigma, x)]
 
     def at(self, sigma: float) -> torch.Tensor:

@@ -119,10 +119,7 @@ def haar_pixel(fine: FinePixel, halvings: int, f: int, y: int, x: int) -> np.nda
 def token_noise(fine: FinePixel, levels: int, patch: int, key: Key) -> np.ndarray:
     """Return (C, p, p): the unit noise of a token at its own level."""
     level, f, r, c = key
-    rows = [
-        [low_pixel(fine, levels - level, f, r * patch + dy, c * patch + dx) for dx in range(patch)]
-        for dy in range(patch)
-    ]
+    rows = [[low_pixel(fine, levels - level, f, r * patch + dy, c * patch + dx) for dx in range(patch)] for dy in range(patch)]
     return np.moveaxis(np.array(rows), -1, 0)
 
 
@@ -130,8 +127,7 @@ def token_details(fine: FinePixel, levels: int, patch: int, key: Key) -> np.ndar
     """Return (3, C, p, p): the details under each latent pixel of a token."""
     level, f, r, c = key
     out = [
-        [haar_pixel(fine, levels - level, f, r * patch + dy, c * patch + dx)[1:] for dx in range(patch)]
-        for dy in range(patch)
+        [haar_pixel(fine, levels - level, f, r * patch + dy, c * patch + dx)[1:] for dx in range(patch)] for dy in range(patch)
     ]
     return np.moveaxis(np.array(out), (2, 3), (0, 1))
 
@@ -169,9 +165,7 @@ def token_mean(latent: np.ndarray, levels: int, patch: int, key: Key) -> np.ndar
     """Return (C, p, p): a token of a finest latent, coarse pixels averaged over what exists. Source: METHOD 2.1."""
     level, f, r, c = key
     edge = 2 ** (levels - level)
-    rows = [
-        [mean_pixel(latent, edge, f, r * patch + dy, c * patch + dx) for dx in range(patch)] for dy in range(patch)
-    ]
+    rows = [[mean_pixel(latent, edge, f, r * patch + dy, c * patch + dx) for dx in range(patch)] for dy in range(patch)]
     return np.moveaxis(np.array(rows), -1, 0)
 
 
@@ -473,13 +467,9 @@ def slow_sample(
                 k: up(expansion, x0_next, shape, levels, noise.patch, born[k], k) if k in born else x0_next[k]
                 for k in keys_next
             }
-            past = {
-                k: [replicated(h, k[2] % 2, k[3] % 2) for h in past[born[k]]] if k in born else past[k]
-                for k in keys_next
-            }
+            past = {k: [replicated(h, k[2] % 2, k[3] % 2) for h in past[born[k]]] if k in born else past[k] for k in keys_next}
             path = {
-                k: [*([] if k in born else [n for n in path[k] if n[0] > new_sigma]), (new_sigma, moved[k])]
-                for k in keys_next
+                k: [*([] if k in born else [n for n in path[k] if n[0] > new_sigma]), (new_sigma, moved[k])] for k in keys_next
             }
             landed, x_next, first = new_sigma, moved, False
             moving = [k for k in keys_next if k[0] < levels] if step == closing else []
@@ -491,9 +481,16 @@ def slow_sample(
             todo = respace(step + 1, landed)
         records.append(
             {
-                "sigma": sigma, "sigma_next": landed, "keys": keys, "x": x, "x0": x0, "variance": seen,
-                "chosen": set(chosen), "keys_next": keys_next, "x_next": x_next,
-            }  # fmt: skip
+                "sigma": sigma,
+                "sigma_next": landed,
+                "keys": keys,
+                "x": x,
+                "x0": x0,
+                "variance": seen,
+                "chosen": set(chosen),
+                "keys_next": keys_next,
+                "x_next": x_next,
+            }
         )
         x, keys = x_next, keys_next
     return records

@@ -84,7 +84,7 @@ REFUSED = [
     *[(name, v) for name in ("selection", "signal", "expansion", "transition", "noise", "frame")
       for v in ("nonsense", "", None, 3, ["x0"], {})],
     *[("checks", v) for v in (0, 4, -1, 1.0, None, "always", True, [1])],
-    *[("stages", v) for v in ((6, 7, 6), (6, 7), (6, 7, 5, 0), (0, 13, 5), (-1, 14, 5), (6.0, 7, 5), "675", 18, {6: 7},
+    *[("stages", v) for v in ((6, 7, 6), (6, 7, 4), (6, 7), (6, 7, 5, 0), (0, 13, 5), (-1, 14, 5), (6.0, 7, 5), "675", 18, {6: 7},
                               {6, 7, 5}, (True, 12, 5), ("6", "7", "5"))],
     *[("switch", v) for v in ((0.7,), (0.7, 0.5, 0.3), (), (0.0, 0.0), (1.5, 0.5), (NAN, 0.5), ("a", "b"), 0.7,
                               (True, 0.5), (0.7, None), "ab")],
@@ -126,9 +126,9 @@ def test_settings_that_contradict_each_other_are_refused(settings, words):
 @pytest.mark.parametrize("transition", ["renoise_x0", "restart"])
 def test_a_single_low_call_cannot_be_both_the_first_step_and_the_estimate(transition):
     """Law: the last low call takes no step, so a low stage of one call would treat pure noise as a state below 1."""
-    for settings in ({"nfe": 3}, {"nfe": 6, "stages": (1, 2, 3)}, {"nfe": 4, "stages": (1, 0, 3), "switch": (0.6,)}):
+    for bad in ({"nfe": 3}, {"nfe": 6, "stages": (1, 2, 3)}, {"nfe": 4, "stages": (1, 0, 3), "switch": (0.6,)}):
         with pytest.raises(ConfigError):
-            FrescoConfig(transition=transition, **settings)
+            FrescoConfig(transition=transition, **bad)
     assert FrescoConfig(transition=transition, nfe=6, stages=(2, 1, 3)).split == (2, 1, 3)
 
 

@@ -156,9 +156,7 @@ def test_half_positions_survive_above_128():
 def test_every_two_frames_differ_on_one_mixed_grid():
     """Law: no two names of FRAMES mean the same (phase_aligned seen by queries of both levels together)."""
     grid, _ = grown((1, 4, 6), 1, 5)
-    results = {
-        f: np.stack([grid.centers(f, u if f == "phase_aligned" else None) for u in (0, 1)]).tobytes() for f in FRAMES
-    }
+    results = {f: np.stack([grid.centers(f, u if f == "phase_aligned" else None) for u in (0, 1)]).tobytes() for f in FRAMES}
     assert len(set(results.values())) == len(FRAMES)
 
 

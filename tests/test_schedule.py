@@ -1,5 +1,6 @@
 """Sigmas, legs, splits, checks and transition weights by closed form. Source: METHOD 2.1, 2.2, 2.6."""
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_full_run_is_the_grid_of_the_model():
     """Law: no stage, no change: legs are the model's own sigmas at the full token count."""
     legs = schedule.plan(FrescoConfig.full(7), sigmas, 16, 64)
     nodes = oracles.model_sigmas(7, 1.0, 0.0, 2.0)
-    assert flat(legs) == pytest.approx([v for a, b in zip(nodes, nodes[1:], strict=False) for v in (a, b)])
+    assert flat(legs) == pytest.approx([v for a, b in itertools.pairwise(nodes) for v in (a, b)])
 
 
 @pytest.mark.parametrize("nfe", [10, 18])
@@ -104,7 +105,7 @@ def test_carry_runs_every_stage_on_the_full_grid(nfe):
     """Law: METHOD 2.6, with carry the low stage runs on s_i itself."""
     legs = schedule.plan(FrescoConfig(nfe=nfe), sigmas, 16, 64)
     s = oracles.model_sigmas(nfe, 1.0, 0.0, 2.0)
-    assert flat(legs) == pytest.approx(flat(zip(s, s[1:], strict=False)))
+    assert flat(legs) == pytest.approx(flat(itertools.pairwise(s)))
 
 
 @pytest.mark.parametrize("transition", ["rewind", "renoise"])
@@ -114,7 +115,7 @@ def test_raising_transitions_land_first_exactly_on_the_full_grid(transition, nfe
     legs = schedule.plan(FrescoConfig(nfe=nfe, transition=transition), sigmas, 16, 64)
     s, low = oracles.model_sigmas(nfe, 1.0, 0.0, 2.0), oracles.split_of(nfe)[0]
     slow = [v / (2 - v) for v in s[: low + 1]]
-    expected = [*zip(slow, slow[1:], strict=False), *zip(s[low:], s[low + 1 :], strict=False)]
+    expected = [*itertools.pairwise(slow), *zip(s[low:], s[low + 1 :], strict=False)]
     assert flat(legs) == pytest.approx(flat(expected))
     assert len(legs) == nfe
     assert oracles.landing(legs[low - 1][1]) == pytest.approx(s[low], abs=1e-12)
@@ -131,7 +132,8 @@ def test_estimating_transitions_spend_the_last_low_call_standing_still(transitio
     assert len(legs) == 10
     assert legs[3] == pytest.approx((end, end))
     assert legs[0][0] == 1.0
-    assert all(b < a for a, b in legs[:3] + legs[4:7])
+    assert all(b < a for a, b in legs[:3] + legs[4:6])
+    assert legs[6][1] == pytest.approx(0.3 if switch else s[7])
     assert legs[2][1] == pytest.approx(end)
     assert legs[4][0] == pytest.approx(oracles.landing(end))
 
@@ -145,8 +147,8 @@ def test_switch_gives_the_stage_ends_explicitly(transition, landings):
     assert [b for _, b in legs[:8]] == pytest.approx([1 - 0.3 * i / 8 for i in range(1, 9)])
     mixed = oracles.model_sigmas(4, landings[0], 0.45, 2.0)
     full = oracles.model_sigmas(6, landings[1], 0.0, 2.0)
-    assert flat(legs[8:12]) == pytest.approx(flat(zip(mixed, mixed[1:], strict=False)))
-    assert flat(legs[12:]) == pytest.approx(flat(zip(full, full[1:], strict=False)))
+    assert flat(legs[8:12]) == pytest.approx(flat(itertools.pairwise(mixed)))
+    assert flat(legs[12:]) == pytest.approx(flat(itertools.pairwise(full)))
 
 
 def test_a_later_landing_respaces_what_is_left():
@@ -154,7 +156,7 @@ def test_a_later_landing_respaces_what_is_left():
     config = FrescoConfig(nfe=10, transition="rewind")
     legs = schedule.respaced(config, sigmas, 64, 6, 0.55)
     nodes = oracles.model_sigmas(4, 0.55, 0.0, 2.0)
-    assert flat(legs) == pytest.approx(flat(zip(nodes, nodes[1:], strict=False)))
+    assert flat(legs) == pytest.approx(flat(itertools.pairwise(nodes)))
 
 
 def test_a_switch_above_its_landing_is_refused():
@@ -175,7 +177,7 @@ def test_plans_fall_from_one_to_zero_within_each_stage(transition, nfe, levels):
     low = config.split[0]
     assert len(legs) == nfe
     assert (legs[0][0], legs[-1][1]) == pytest.approx((1.0, 0.0), abs=1e-12)
-    jumps = [i for i, (a, b) in enumerate(zip(legs, legs[1:], strict=False)) if abs(a[1] - b[0]) > 1e-12]
+    jumps = [i for i, (a, b) in enumerate(itertools.pairwise(legs)) if abs(a[1] - b[0]) > 1e-12]
     assert jumps == ([] if transition == "carry" else [low - 1])
     assert all(b <= a for a, b in legs)
 

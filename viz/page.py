@@ -57,6 +57,15 @@ _ROOT = "document.querySelector('#viewer .fv-root')"
 _API = f"({_ROOT}?.closest('#viewer') && [...document.querySelectorAll('#viewer *')].find(e => e.frescoViewer)?.frescoViewer)"
 
 JS = {
+    # Repeats beside the slider what the viewer counts: how many tokens tau lets through at the step shown.
+    "fraction": """const wait = setInterval(() => {
+  const text = document.querySelector('#viewer .fv-tau-text');
+  if (!text) return;
+  clearInterval(wait);
+  const copy = () => { element.textContent = text.textContent.trim(); };
+  new MutationObserver(copy).observe(text, { childList: true, characterData: true, subtree: true });
+  copy();
+}, 200);""",
     # The address says where to look; the viewer takes it once enough frames are there.
     "head": """<script>
 window.frescoView = (() => {
@@ -70,8 +79,9 @@ window.frescoView = (() => {
 })();
 </script>""",
     "dice": "() => Math.floor(Math.random() * 4294967296)",
-    "log_to_tau": f"(x) => {{ const t = Number((10 ** x).toPrecision(3)); const v = {_API};"
-    " if (v && document.querySelector('#viewer .fv-root').dataset.mode === 'live') v.setTau(t, false); return t; }",
+    "log_to_tau": f"(x) => {{ const t = Number((10 ** x).toPrecision(3)); const v = {_API}; v?.setTau(t, false); return t; }}",
+    "tau_release": f"(x) => {{ const v = {_API}; const r = {_ROOT};"
+    " if (r?.dataset.mode === 'recorded') v?.setTau(10 ** x, true); }",
     "tau_to_log": "(t) => t > 0 ? Math.log10(t) : -6",
     # Settings come from the server as a query string; the view (step, token, layer) is added here.
     "copy_link": """(query, space) => {

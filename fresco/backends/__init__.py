@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from fresco.errors import FrescoError
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,7 +19,7 @@ BACKENDS: dict[str, str] = {
 """Model name -> module with `load(device, dtype, revision) -> Model`."""
 
 
-class ModelError(ValueError):
+class ModelError(FrescoError):
     """A model that cannot be loaded or run as asked; the message is one sentence for the user."""
 
 

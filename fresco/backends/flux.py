@@ -73,7 +73,8 @@ class FlowSchedule:
     def sigmas(self, n: int, tokens: int, start: float = 1.0, end: float = 0.0) -> list[float]:
         """Return n+1 decreasing sigmas, uniform in unshifted time, from `start` to `end` (both shifted).
 
-        From 1 to 0 they are the scheduler's own numbers, bit for bit, given what FluxPipeline passes it.
+        From 1 to 0 they are the scheduler's own numbers, bit for bit, given what FluxPipeline passes it; only a first
+        one that float32 rounds above 1 becomes 1.
 
         Raises:
             ValueError: without a step, or where `end` is not below `start`.
@@ -85,7 +86,7 @@ class FlowSchedule:
             change = {} if dynamic else {"shift": self.alpha(tokens), "use_dynamic_shifting": False}
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(self.config), **change)  # own copy: has state
             scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / n, n), mu=self._mu(tokens) if dynamic else None)
-            return [float(s) for s in scheduler.sigmas]
+            return [min(float(s), 1.0) for s in scheduler.sigmas]
         alpha = self.alpha(tokens)
         times = np.linspace(unshift(start, alpha), unshift(end, alpha), n + 1)
         return [start, *(shift(float(u), alpha) for u in times[1:-1]), end]
@@ -154,7 +155,8 @@ class FrescoAttnProcessor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers
 
         everyone = torch.arange(q.shape[1], device=q.device)
         out = torch.empty_like(q)
-        for at, (cos, sin) in fresco.groups or [(everyone, image_rotary_emb)]:  # type: ignore[misc]  # FLUX always rotates
+        assert image_rotary_emb is not None  # FLUX always rotates
+        for at, (cos, sin) in fresco.groups or [(everyone, image_rotary_emb)]:
             query = apply_rotary_emb(q[:, at], (cos[at], sin[at]), sequence_dim=1)
             key = apply_rotary_emb(k, (cos, sin), sequence_dim=1)
             out[:, at] = dispatch_attention_fn(

@@ -177,7 +177,6 @@ class SinopiaModel(FluxModel):
     """The bundled checkpoint with its text encoder; x0 prediction, classifier-free guidance. See `FluxModel`."""
 
     name = "sinopia"
-    clamp = X0_BOUND
     max_timestep = 0.999  # the highest it was trained on
 
     def __init__(self, root: Path, device: torch.device, dtype: torch.dtype) -> None:
@@ -199,7 +198,8 @@ class SinopiaModel(FluxModel):
             self.default_guidance = float(self.info["guidance"])
             edge, native = self.patch * scale, int(max(self.info["res"]))
             self.native_size = (1, native, native)
-            self.clamp = X0_BOUND if self.prediction == "x0" and self.vae is None else None
+            if self.prediction == "x0" and self.vae is None:  # a latent has no such bound
+                self.clamp = X0_BOUND
             self.shape = TransformerShape.from_config(self.transformer.config, int(self.info["max_tokens"]), edge)
             table = shift_table(dict(self.info["shift"]), lambda side: (side // edge) ** 2)
             self.concepts = [str(name) for name in self.info["concepts"]]
@@ -236,8 +236,10 @@ class SinopiaModel(FluxModel):
         return torch.cat([self.text(self.concepts[i : i + 32])[1] for i in range(0, len(self.concepts), 32)])
 
     def _nearest(self, prompt: str) -> tuple[list[str], float]:
-        """Return the three concepts nearest in meaning and the similarity of the first."""
-        score = self._meanings @ self.text([prompt])[1][0]
+        """Return the three concepts nearest in meaning, to the prompt or any word of it, and the first's similarity."""
+        words = [word for word in re.findall(r"\w+", prompt[:MAX_CHARS]) if word.lower() not in ("a", "an", "the")]
+        phrases = [prompt, *words[: self.shape.text_tokens]]  # later words do not reach the model either
+        score = (self._meanings @ self.text(phrases)[1].T).amax(1)
         best = score.topk(min(3, len(self.concepts)))
         return [self.concepts[i] for i in best.indices.tolist()], float(best.values[0])
 

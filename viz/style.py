@@ -1,0 +1,20 @@
+"""Colours and sizes of the drawn pictures: the only place in Python with a colour. The viewer has its own in viewer.css."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+
+MAP = mpl.colormaps["viridis"]  # perceptually even, colour-blind safe; dark = settled
+PROMOTED = "#b3341a"
+OUTLINE = "#ffffff"
+MUTED = "#6b7280"
+
+
+def heat(variance: NDArray[np.floating], vmin: float, vmax: float) -> NDArray[np.uint8]:
+    """Return (..., 3) uint8 colours of variances on a log scale from vmin to vmax; grey where undefined."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = np.log(np.clip(variance, vmin, vmax) / vmin) / np.log(vmax / vmin)
+    colours = MAP(np.nan_to_num(unit))[..., :3]
+    return np.asarray(np.where(np.isfinite(variance)[..., None], colours * 255, 160)).astype(np.uint8)
