@@ -201,14 +201,15 @@ def open_link(request: gr.Request) -> list[Any]:
         notes.append("The link's settings are filled in. Press Run to make that run again; it opens at the linked step.")
     for sentence in notes:
         gr.Info(sentence)
-    return [*show(config, own), math.log10(config.tau or TAU), play(slug), slug]
+    return [*show(config, own), math.log10(config.tau or TAU), play(slug, bool(same) or "prompt" not in query), slug]
 
 
-def play(slug: str | None) -> str:
-    """Return the message that makes the viewer fetch a recorded prompt."""
+def play(slug: str | None, linked: bool = False) -> str:
+    """Return the message that makes the viewer fetch a recorded prompt; `linked`: the address's step is of that one."""
     if slug is None:
         return frame.note("There is no recorded run here. Type a prompt and press Run.")
-    return frame.bundle_url(f"/gradio_api/file={(TRACES / f'{slug}.json').relative_to(TRACES.parents[1])}")
+    path = (TRACES / f"{slug}.json").relative_to(TRACES.parents[1])
+    return frame.bundle_url(f"/gradio_api/file={path}", linked)
 
 
 def take_tau(event: gr.EventData) -> tuple[str, float, float]:

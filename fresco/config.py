@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fresco.errors import FrescoError
 from fresco.grid import FRAMES
+from fresco.schedule import ESTIMATES_AT_LANDING, default_split, expanded
 
 SELECTIONS = ("variance", "variance_high", "attention", "edge", "even", "random", "all")
 SIGNALS = ("x0", "z", "channel")
@@ -38,6 +39,11 @@ def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = 
         raise ConfigError(f"{name} is {value!r}; it must be a number {span}")
 
 
+def _whole(value: Any, count: int, low: int) -> bool:
+    good = isinstance(value, tuple) and len(value) == count
+    return good and all(isinstance(s, int) and not isinstance(s, bool) and s >= low for s in value)
+
+
 @dataclass(frozen=True)
 class FrescoConfig:
     """The settings of one run; JSON-able, checked on construction.
@@ -58,7 +64,8 @@ class FrescoConfig:
         transition: how tokens move at a switch, a name in TRANSITIONS (METHOD 2.2).
         noise: "field" (coordinate-bound) or "fresh".
         frame: position frame of mixed grids, a name in fresco.grid.FRAMES (METHOD 2.5).
-        detail_gain: lambda, high-band signal variance per channel; 0 = off (METHOD 2.2).
+        detail_gain: lambda, high-band signal variance per channel; 0 = off. It acts where details are added: the hadamard
+            expansions with carry, rewind or renoise (METHOD 2.2).
         guidance: guidance scale; None is the model's own.
         seed: seed of the noise field, 0 to 2**32 - 1.
     """
@@ -110,13 +117,13 @@ class FrescoConfig:
             _number("ratio", self.ratio, 0.0, 1.0)
         if self.guidance is not None:
             _number("guidance", self.guidance, 0.0, 100.0)
-        if self.size is not None and (len(self.size) != 3 or not all(isinstance(s, int) and s > 0 for s in self.size)):
+        if self.size is not None and not _whole(self.size, 3, 1):
             raise ConfigError(f"size is {self.size!r}; it must be (frames, height, width) in whole positive pixels")
 
     def _check_stages(self) -> None:
         stages = self.stages
         if stages is not None:
-            if len(stages) != 3 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in stages):
+            if not _whole(stages, 3, 0):
                 raise ConfigError(f"stages is {stages!r}; it must be three whole numbers (low, mixed, full), each >= 0")
             if sum(stages) != self.nfe:
                 raise ConfigError(f"stages {stages} make {sum(stages)} model calls, but nfe is {self.nfe}; make them equal")
@@ -129,10 +136,21 @@ class FrescoConfig:
             need = 0 if low == 0 else 2 if mixed else 1
             if full == 0:
                 need -= 1
-            if len(self.switch) != max(need, 0):
+            if not isinstance(self.switch, tuple) or len(self.switch) != max(need, 0):
                 raise ConfigError(f"switch {self.switch} must have {max(need, 0)} value(s) for stages {self.split}")
             for value in self.switch:
                 _number("switch", value, 0.0, 1.0, open_low=True)
+        if self.switch is not None and len(self.switch) == 2:
+            landing = self.switch[0] if self.transition == "carry" else expanded(self.switch[0])
+            if not self.switch[1] < landing:
+                raise ConfigError(
+                    f"switch {self.switch}: the mixed stage starts at sigma {landing:.3g} and must end below it; lower it"
+                )
+        if low == 1 and self.transition in ESTIMATES_AT_LANDING:
+            raise ConfigError(
+                f"transition {self.transition!r} spends the last low call on an estimate; stages {self.split} need a low "
+                "stage of at least 2"
+            )
         if low and full == 0 and self.transition != "carry":
             raise ConfigError(f"stages {self.split} end without a full step, which only transition 'carry' allows; add one")
         if self.checks != "every":
@@ -150,8 +168,6 @@ class FrescoConfig:
     @property
     def split(self) -> tuple[int, int, int]:
         """Model calls in the (low, mixed, full) stage: `stages`, or the default split of nfe (METHOD 2.6)."""
-        from fresco.schedule import default_split
-
         return self.stages if self.stages is not None else default_split(self.nfe)
 
     @classmethod
@@ -207,7 +223,7 @@ class FrescoConfig:
         """
         if not isinstance(data, dict):
             raise ConfigError(f"a configuration must be a JSON object; got {type(data).__name__}")
-        unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
+        unknown = sorted(map(str, set(data) - {f.name for f in dataclasses.fields(cls)}))
         if unknown:
             raise ConfigError(f"unknown setting(s) {', '.join(unknown)}; see FrescoConfig for the names")
         return cls(**data)

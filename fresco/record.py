@@ -18,6 +18,7 @@ import torch
 from fresco.config import ConfigError, FrescoConfig
 from fresco.cost import same_flops_steps
 from fresco.denoiser import Conditioning, Denoiser, Model
+from fresco.errors import FrescoError
 from fresco.grid import TokenGrid
 from fresco.metrics import psnr, ssim
 from fresco.noise import NoiseField
@@ -96,6 +97,10 @@ def _event(
     variance = step.variance.float().cpu().numpy()
     eps = (step.x - (1 - step.sigma) * step.x0) / max(step.sigma, 1e-12)
     gap = np.sqrt(np.mean((eps.float().cpu().numpy() - field(step.grid)) ** 2, axis=1))
+    if not np.isfinite(gap).all():
+        raise FrescoError(
+            f"the model returned numbers that are not finite at step {step.step + 1}; try dtype float32, or other weights"
+        )
     tau, ratio = (step.tau, step.ratio) if step.check else reading(config, step.grid, variance)
     return StepEvent(
         step.step, step.sigma, step.sigma_next, step.stage, step.check, step.closing, tau, ratio, step.grid, variance,

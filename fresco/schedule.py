@@ -146,7 +146,9 @@ def respaced(config: FrescoConfig, sigmas: SigmaGrid, fine: int, step: int, sigm
         return _legs(_spaced(sigmas, config.nfe - step, fine, sigma, 0.0))
     stop = config.switch[1]
     landed = stop if config.transition == "carry" else expanded(stop)
-    return _legs(_spaced(sigmas, end - step, fine, sigma, stop)) + _legs(_spaced(sigmas, full, fine, landed, 0.0))
+    still = config.transition in ESTIMATES_AT_LANDING and end - step > 1  # the closing call takes no step
+    head = _legs(_spaced(sigmas, end - step - still, fine, sigma, stop)) + [(stop, stop)] * still
+    return head + _legs(_spaced(sigmas, full, fine, landed, 0.0))
 
 
 def _legs(nodes: Sequence[float]) -> list[Leg]:

@@ -25,7 +25,7 @@ class History:
     """The last `window` values of a signal, kept per token while the grid changes.
 
     Attributes:
-        signal: "x0" (clean estimates), "z" (states, the paper's) or "channel" (the newest x0 across channels).
+        signal: "x0" (clean estimates), "z" (states, the paper's) or "channel" (the newest x0 across the D entries of a token).
         window: how many values are kept, >= 2.
         values: newest last, each (N, D).
     """

@@ -6,6 +6,7 @@ All tokens share one sigma, so promoted and kept tokens must agree on it: `carry
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -42,10 +43,12 @@ class Path:
         Raises:
             FrescoError: where sigma is above the first node.
         """
-        for (above, x_above), (below, x_below) in zip(self.nodes[:-1], self.nodes[1:], strict=True):
-            if above >= sigma - 1e-9 and sigma >= below:
-                weight = 0.0 if above == below else min((above - sigma) / (above - below), 1.0)
-                return torch.lerp(x_above, x_below, max(weight, 0.0))
+        for node, x in self.nodes:
+            if abs(node - sigma) < 1e-9:  # a node itself: above it a token may have no state yet
+                return x
+        for (above, x_above), (below, x_below) in itertools.pairwise(self.nodes):
+            if above > sigma > below:
+                return torch.lerp(x_above, x_below, (above - sigma) / (above - below))
         raise FrescoError(f"the run has no state at sigma {sigma:.3f}; it began at {self.nodes[0][0]:.3f}")
 
 

@@ -13,6 +13,10 @@ from fresco.config import ConfigError, FrescoConfig
 from fresco.grid import FRAMES
 
 
+def falling(values):
+    return tuple(sorted(values, reverse=True))
+
+
 @st.composite
 def configs(draw):
     """Draw any valid configuration."""
@@ -33,7 +37,9 @@ def configs(draw):
         size=draw(st.one_of(st.none(), st.tuples(*[st.integers(1, 4096)] * 3))),
         nfe=nfe,
         stages=stages,
-        switch=draw(st.one_of(st.none(), st.tuples(*[st.floats(0.01, 0.99)] * need))),
+        switch=draw(
+            st.one_of(st.none(), st.lists(st.floats(0.01, 0.99), min_size=need, max_size=need, unique=True).map(falling))
+        ),
         levels=draw(st.integers(1, 3)),
         tau=tau,
         ratio=None if tau is not None else draw(st.one_of(st.none(), st.floats(0, 1))),
@@ -84,7 +90,8 @@ REFUSED = [
     *[(name, v) for name in ("selection", "signal", "expansion", "transition", "noise", "frame")
       for v in ("nonsense", "", None, 3, ["x0"], {})],
     *[("checks", v) for v in (0, 4, -1, 1.0, None, "always", True, [1])],
-    *[("stages", v) for v in ((6, 7, 6), (6, 7, 4), (6, 7), (6, 7, 5, 0), (0, 13, 5), (-1, 14, 5), (6.0, 7, 5), "675", 18, {6: 7},
+    *[("stages", v) for v in ((6, 7, 6), (6, 7, 4), (6, 7),
+                              (6, 7, 5, 0), (0, 13, 5), (-1, 14, 5), (6.0, 7, 5), "675", 18, {6: 7},
                               {6, 7, 5}, (True, 12, 5), ("6", "7", "5"))],
     *[("switch", v) for v in ((0.7,), (0.7, 0.5, 0.3), (), (0.0, 0.0), (1.5, 0.5), (NAN, 0.5), ("a", "b"), 0.7,
                               (True, 0.5), (0.7, None), "ab")],

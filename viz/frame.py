@@ -155,9 +155,14 @@ def note(text: str, level: str = "info") -> str:
     return json.dumps({"type": "note", "text": text, "level": level})
 
 
-def bundle_url(url: str) -> str:
-    """Return a message that makes the viewer fetch a recorded prompt from an address of this server."""
-    return json.dumps({"type": "bundle-url", "url": url})
+def bundle_url(url: str, linked: bool = True) -> str:
+    """Return a message that makes the viewer fetch a recorded prompt from an address of this server.
+
+    Args:
+        url: path of the file.
+        linked: whether the step and token in the page's address are this prompt's; else they wait for a live run.
+    """
+    return json.dumps({"type": "bundle-url", "url": url, "linked": linked})
 
 
 def done(run: str, *, stopped: bool = False, summary: dict[str, Any] | None = None) -> str:

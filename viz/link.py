@@ -64,7 +64,7 @@ def read(query: Mapping[str, str], defaults: FrescoConfig, choices: Mapping[str,
                 own[name] = text[:MAX_PROMPT]
                 notes.append(f"The link's prompt was cut to {MAX_PROMPT} characters.")
             else:
-                own[name] = text
+                own[name] = int(text) if name == "preview_every" else text
         elif name in _FIELDS:
             try:
                 changes[name] = _parse(name, text)

@@ -56,6 +56,9 @@ class IdentityNoise:
     Args:
         grid: any grid of the run.
         draws: how many fresh draws to make room for; 0 is the coherent field.
+
+    Attributes:
+        columns: number of columns D. on_canvas: (n,) the columns of the finest cells, row-major.
     """
 
     def __init__(self, grid: TokenGrid, draws: int = 0) -> None:
@@ -65,6 +68,9 @@ class IdentityNoise:
         self._block = int(np.prod(self._padded))
         self.columns = self._block * (1 + draws)
         self._draws, self._used = draws, 0
+        inside = np.zeros(self._padded, dtype=bool)
+        inside[:, :rows, :cols] = True
+        self.on_canvas = np.flatnonzero(inside)
 
     def _field(self, frame: Any, row: Any, col: Any, halvings: int) -> Floats:
         """Return (M, columns): unit rows over the finest cells below each coarse one."""
@@ -250,7 +256,7 @@ def law(config: FrescoConfig, shape: tuple[int, int, int] = (1, 16, 16), exponen
     frames, rows, cols = shape
     count = frames * rows * cols
     exact = np.zeros_like(matrix)
-    exact[:, :count] = flow_map(shape, exponent)
+    exact[:, IdentityNoise(TokenGrid.uniform(shape, config.levels, 0)).on_canvas] = flow_map(shape, exponent)
     truth, output = np.kron(np.eye(frames), covariance(rows, cols, exponent)), matrix @ matrix.T
     root = _root(truth)
     overlap = np.trace(_root(root @ output @ root))

@@ -278,14 +278,14 @@ function reset() {
   view.ref = null; stops = [];
 }
 
-function receive(text) {
+function receive(text, linked) {
   let message;
   try { message = typeof text === 'string' ? JSON.parse(text) : text; } catch { message = null; }
   if (text === '' || text === null || text === undefined) return;
   if (!message || typeof message !== 'object') { say('A message could not be read, so it was left out.', 'warn'); return; }
   const handler = { frame: onFrame, bundle: onBundle, 'bundle-url': onBundleUrl, note: onNote, done: onDone }[message.type];
   if (!handler) { say('A message of an unknown kind was left out.', 'warn'); return; }
-  try { handler(message); } catch (error) { say(`A damaged message was left out: ${error.message}.`, 'warn'); }
+  try { handler(message, linked); } catch (error) { say(`A damaged message was left out: ${error.message}.`, 'warn'); }
 }
 
 function onNote(message) { say(String(message.text ?? ''), message.level === 'warn' ? 'warn' : 'info'); }
@@ -318,7 +318,7 @@ function startLive(run) {
   setPlaying(false);
   reset();
   loading++;                                                              // a bundle still on its way is no longer wanted
-  store.run = run; store.recorded = null; view.mode = 'live'; view.token = null;
+  store.run = run; store.recorded = null; view.mode = 'live'; view.token = view.cursor = null;
 }
 
 async function askForHoles(t, upTo) {
@@ -337,7 +337,8 @@ async function askForHoles(t, upTo) {
 }
 
 function onDone(message) {
-  if (message.run !== store.run || recorded()) return;
+  // Stop does not know which run is shown: its message names none.
+  if ((message.run ? message.run !== store.run : store.done) || recorded() || !store.run) return;
   store.stopped = Boolean(message.stopped); store.done = true;
   for (const t of store.tracks.values()) askForHoles(t, store.stopped ? 0 : t.of);
   view.follow = false;
@@ -356,26 +357,27 @@ async function onBundleUrl(message) {
     const answer = await fetch(url);
     if (!answer.ok) throw new Error(String(answer.status));
     const bundle = await answer.json();
-    if (turn === loading) receive(bundle);
+    if (turn === loading) receive(bundle, message.linked !== false);
   } catch { if (turn === loading) say('The recorded run could not be loaded.', 'warn'); }
 }
 
-function onBundle(bundle) {
+/** `linked` is false where the address asks for another, live run: its step and token wait for that one. */
+function onBundle(bundle, linked = true) {
   if (![bundle.frames, bundle.runs, bundle.taus, bundle.nfes].every((list) => Array.isArray(list) && list.length)) throw new Error('it holds no recorded runs');
   const base = bundle.frames.map(decodeFrame);
   if ([...bundle.runs, ...(bundle.references ?? [])].some((r) => !r.frames?.length || r.frames.some((k) => !base[k]))) throw new Error('it names steps it does not hold');
   loading++;
   if (store.run) store.past.add(store.run);
   store.bundle = bundle; store.base = base; store.run = `recorded:${bundle.slug}`;
-  view.mode = 'recorded'; view.token = null;
+  view.mode = 'recorded'; view.token = view.cursor = null;
   readWish();
-  const wish = waiting ?? {};
+  const wish = (linked && waiting) || {};
   const tau = nearestLog(bundle.taus, wish.tau > 0 ? wish.tau : bundle.taus[bundle.taus.length >> 1]);
   const nfe = bundle.nfes.includes(wish.nfe) ? wish.nfe : bundle.nfes[bundle.nfes.length >> 1];
   reset();
   store.range = steadyRange(base, bundle.taus, 1.5, 1.5);
   buildNfes();
-  openRun(tau, nfe, 0);
+  openRun(tau, nfe, 0, linked);
   const backend = typeof server?.backfill === 'function';
   say(`Recorded run – drag tau.${backend ? ' Type a prompt and press Run for a live one.' : ''}`, 'info');
   if (wish.step === undefined && !calm.matches) setPlaying(true);
@@ -393,7 +395,7 @@ function unroll(list, id, label, head) {
   return t;
 }
 
-function openRun(tau, nfe, progress) {
+function openRun(tau, nfe, progress, linked) {
   const run = store.bundle.runs.find((r) => r.tau === tau && r.nfe === nfe) ?? store.bundle.runs[0];
   store.recorded = run;
   store.tracks = new Map([[0, unroll(run.frames, 0, 'Fresco', run.meta)]]);
@@ -402,7 +404,7 @@ function openRun(tau, nfe, progress) {
   view.tau = run.tau; view.follow = false;
   replan();
   view.pos = progress === null ? Math.min(view.pos, stops.length - 1) : Math.round(progress * (fresco().length - 1));
-  afterData();
+  afterData(linked);
 }
 
 /** Another recorded run at the same relative point: of Fresco's steps, or of the whole timeline once Fresco is done. */
@@ -419,7 +421,7 @@ function replan() {
   stops = planStops(fresco(), reference(), view.align);
 }
 
-function afterData() {
+function afterData(linked = !recorded()) {
   const old = stop(), wasFollowing = view.follow;
   const keepStep = fresco()[old.a]?.i;
   replan();
@@ -430,7 +432,7 @@ function afterData() {
   if (wasFollowing && !recorded()) view.pos = stops.length - 1;
   else if (keepStep !== undefined && !old.tail && fresco()[stop().a]?.i !== keepStep) gotoStep(keepStep);
   view.pos = Math.max(0, Math.min(view.pos, stops.length - 1));
-  applyWish();
+  if (linked) applyWish();
   redraw();
 }
 
