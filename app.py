@@ -33,7 +33,7 @@ from viz.page import ABOUT, CSS, HELP, JS, LABELS, VIEWER
 TRACES = Path(__file__).parent / "assets" / "traces"
 MODELS = ("sinopia", "oracle")
 REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")
-EXAMPLES = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))["prompts"]
+EXAMPLES = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))
 CHECKS = ("every", "1", "2", "3")
 TAU = 0.004
 PRESETS = {"recommended": FrescoConfig.recommended(tau=TAU), "paper": FrescoConfig.paper()}
@@ -54,6 +54,13 @@ def references() -> Any:
     from fresco.record import References
 
     return References()
+
+
+@functools.cache
+def recorded() -> dict[str, dict[str, Any]]:
+    """Return what is known of each recorded run, in the order of the examples."""
+    found = bundle.listing(TRACES)
+    return {slug: found[slug] for slug in EXAMPLES["recorded"] if slug in found}
 
 
 @functools.lru_cache(maxsize=2)
@@ -193,10 +200,9 @@ def open_link(request: gr.Request) -> list[Any]:
     query = dict(request.query_params) if request else {}
     allowed = {"model": MODELS, "reference": REFERENCES, "preview_every": tuple("0123456789")}
     config, own, notes = link.read(query, PRESETS["recommended"], allowed)
-    recorded = bundle.listing(TRACES)
-    same = [slug for slug, b in recorded.items() if b["prompt"] == own.get("prompt") and b["seed"] == config.seed]
-    slug = same[0] if same else next(iter(recorded), None)
-    own.setdefault("prompt", recorded[slug]["prompt"] if slug else "")
+    same = [slug for slug, b in recorded().items() if b["prompt"] == own.get("prompt") and b["seed"] == config.seed]
+    slug = same[0] if same else next(iter(recorded()), None)
+    own.setdefault("prompt", recorded()[slug]["prompt"] if slug else "")
     if "prompt" in query and not same:
         notes.append("The link's settings are filled in. Press Run to make that run again; it opens at the linked step.")
     for sentence in notes:
@@ -210,6 +216,12 @@ def play(slug: str | None, linked: bool = False) -> str:
         return frame.note("There is no recorded run here. Type a prompt and press Run.")
     path = (TRACES / f"{slug}.json").relative_to(TRACES.parents[1])
     return frame.bundle_url(f"/gradio_api/file={path}", linked)
+
+
+def open_recorded(slug: str) -> tuple[str, str, int, str]:
+    """Play a recorded run, and fill in what it was made from, so that Run makes it again."""
+    known = recorded()[slug]
+    return play(slug), known["prompt"], known["seed"], known["model"]
 
 
 def take_tau(event: gr.EventData) -> tuple[str, float, float]:
@@ -229,7 +241,6 @@ def page() -> gr.Blocks:
     def told(name: str) -> dict[str, Any]:
         return {"label": LABELS.get(name, name.capitalize()), "info": HELP.get(name)}
 
-    recorded = bundle.listing(TRACES)
     first = PRESETS["recommended"]
     with gr.Blocks(title="Fresco", analytics_enabled=False) as demo:
         gr.Markdown(ABOUT, elem_id="title")
@@ -237,7 +248,7 @@ def page() -> gr.Blocks:
             c = {"prompt": gr.Textbox(**told("prompt"), lines=1, scale=6, max_length=20_000, elem_id="prompt")}
             start = gr.Button("Run", variant="primary", scale=1, min_width=90, elem_id="run")
             stop = gr.Button("Stop", scale=1, min_width=90, elem_id="stop")
-        gr.Examples(EXAMPLES, c["prompt"], cache_examples=False, api_visibility="private", label="Try one of these")
+        gr.Examples(EXAMPLES["prompts"], c["prompt"], cache_examples=False, api_visibility="private", label="Try one of these")
         with gr.Row(elem_id="stage"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 with gr.Group():
@@ -275,8 +286,8 @@ def page() -> gr.Blocks:
                 viewer = gr.HTML(value="", **VIEWER, server_functions=[backfill], elem_id="viewer")
                 with gr.Row():
                     gallery = gr.Radio(
-                        [(b["prompt"], slug) for slug, b in recorded.items()], label="Recorded runs", elem_id="gallery",
-                        info="They play without the model: drag tau, change NFE.", visible=bool(recorded),
+                        [(b["prompt"], slug) for slug, b in recorded().items()], label="Recorded runs", elem_id="gallery",
+                        info="They play without the model: drag tau, change NFE.", visible=bool(recorded()),
                     )  # fmt: skip
                 with gr.Row():
                     share = gr.Button("Copy link", scale=1, min_width=120, elem_id="share")
@@ -291,8 +302,7 @@ def page() -> gr.Blocks:
         gr.api(run, api_name="run", **gpu)
         stop.click(lambda: frame.done("", stopped=True), None, viewer, cancels=[running], queue=False, **private)
         demo.load(open_link, None, [*inputs, log_tau, viewer, gallery], **private)
-        gallery.input(play, gallery, viewer, **private)
-        gallery.input(lambda slug: bundle.listing(TRACES)[slug]["prompt"], gallery, c["prompt"], **private)
+        gallery.input(open_recorded, gallery, [viewer, c["prompt"], c["seed"], c["model"]], **private)
         viewer.select(take_tau, None, [c["drive"], c["tau"], log_tau], **private)
         preset.input(lambda name: show(PRESETS[name], {})[3:], preset, inputs[3:], **private)
         c["nfe"].input(split, c["nfe"], [c["low"], c["mixed"], c["full"]], **private)

