@@ -207,7 +207,7 @@ def open_link(request: gr.Request) -> list[Any]:
         notes.append("The link's settings are filled in. Press Run to make that run again; it opens at the linked step.")
     for sentence in notes:
         gr.Info(sentence)
-    return [*show(config, own), math.log10(config.tau or TAU), play(slug, bool(same) or "prompt" not in query), slug]
+    return [*show(config, own), round(math.log10(config.tau or TAU), 2), play(slug, bool(same) or "prompt" not in query), slug]
 
 
 def play(slug: str | None, linked: bool = False) -> str:
@@ -253,7 +253,7 @@ def page() -> gr.Blocks:
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 with gr.Group():
                     c["drive"] = gr.Radio(["tau", "ratio"], value="tau", **told("drive"), elem_id="drive")
-                    log_tau = gr.Slider(-6, 0, value=math.log10(TAU), step=0.01, **told("log_tau"), elem_id="log-tau")
+                    log_tau = gr.Slider(-6, 0, value=round(math.log10(TAU), 2), step=0.01, **told("log_tau"), elem_id="log-tau")
                     gr.HTML(html_template="", js_on_load=JS["fraction"], elem_id="fraction")
                     c["tau"] = gr.Number(value=TAU, **told("tau"), elem_id="tau")
                     c["ratio"] = gr.Slider(0, 1, value=0.4, step=0.01, **told("ratio"), visible=False, elem_id="ratio")
@@ -266,7 +266,7 @@ def page() -> gr.Blocks:
                     c["reference"] = gr.Dropdown(REFERENCES, value=REFERENCES[0], **told("reference"), elem_id="reference")
                 with gr.Group(), gr.Row():
                     c["seed"] = gr.Number(value=0, precision=0, minimum=0, scale=3, **told("seed"), elem_id="seed")
-                    dice = gr.Button("🎲", scale=1, min_width=50, elem_id="dice")
+                    dice = gr.Button("New seed", scale=1, min_width=90, elem_id="dice")
                 c["model"] = gr.Dropdown(MODELS, value=MODELS[0], **told("model"), elem_id="model")
                 preset = gr.Radio(list(PRESETS), value="recommended", **told("preset"), elem_id="preset")
                 with gr.Accordion("Advanced: how tokens are chosen, expanded and moved", open=False):

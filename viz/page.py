@@ -13,9 +13,9 @@ VIEWER = {
 CSS = Path(__file__).parents[1] / "assets" / "style.css"
 
 ABOUT = """# Fresco
-See where a diffusion transformer spends its compute. **Fresco** sketches at low resolution, watches how much each token's
-clean estimate still moves, and expands to full resolution only the tokens that have settled. The threshold is **tau**:
-drag it and watch which tokens go first. On the right, the same seed at full resolution all the way, and what it costs."""
+**See where a diffusion transformer spends its compute.** Fresco sketches at low resolution, watches how much each token's clean
+estimate still moves, and expands only the tokens that have settled: those with variance below **tau**. Drag tau and watch which
+go first. On the right: the same seed at full resolution, and what it costs."""
 
 # One plain sentence for each choice.
 HELP = {
@@ -82,7 +82,7 @@ window.frescoView = (() => {
     "log_to_tau": f"(x) => {{ const t = Number((10 ** x).toPrecision(3)); const v = {_API}; v?.setTau(t, false); return t; }}",
     "tau_release": f"(x) => {{ const v = {_API}; const r = {_ROOT};"
     " if (r?.dataset.mode === 'recorded') v?.setTau(10 ** x, true); }",
-    "tau_to_log": "(t) => t > 0 ? Math.log10(t) : -6",
+    "tau_to_log": "(t) => t > 0 ? Number(Math.log10(t).toFixed(2)) : -6",
     # Settings come from the server as a query string; the view (step, token, layer) is added here.
     "copy_link": """(query, space) => {
   const d = document.querySelector('#viewer .fv-root')?.dataset ?? {}, q = new URLSearchParams(query);
