@@ -34,6 +34,8 @@ TRACES = Path(__file__).parent / "assets" / "traces"
 MODELS = ("sinopia", "oracle")
 REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")
 EXAMPLES = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))
+LIMITS: dict[str, tuple[float, float]] = {"nfe": (4, 50), "window": (2, 12), "levels": (1, 2), "detail_gain": (0, 1)}
+SPLITS = json.dumps({nfe: default_split(nfe) for nfe in range(4, 51)})
 CHECKS = ("every", "1", "2", "3")
 TAU = 0.004
 PRESETS = {"recommended": FrescoConfig.recommended(tau=TAU), "paper": FrescoConfig.paper()}
@@ -179,7 +181,7 @@ def copy_link(*inputs: Any) -> str:
     """Return the query string of what the controls show."""
     values = dict(zip(CONTROLS, inputs, strict=True))
     try:
-        return link.write(configuration(values), **{name: values[name] for name in link.OWN})
+        return link.write(configuration(values), PRESETS["recommended"], **{name: values[name] for name in link.OWN})
     except FrescoError as error:
         raise gr.Error(f"This setting cannot be run, so it cannot be linked: {error}", print_exception=False) from error
 
@@ -199,7 +201,7 @@ def open_link(request: gr.Request) -> list[Any]:
     """Fill the controls from the address, and say what the viewer plays: the linked recorded run, or the first one."""
     query = dict(request.query_params) if request else {}
     allowed = {"model": MODELS, "reference": REFERENCES, "preview_every": tuple("0123456789")}
-    config, own, notes = link.read(query, PRESETS["recommended"], allowed)
+    config, own, notes = link.read(query, PRESETS["recommended"], allowed, LIMITS)
     same = [slug for slug, b in recorded().items() if b["prompt"] == own.get("prompt") and b["seed"] == config.seed]
     slug = same[0] if same else next(iter(recorded()), None)
     own.setdefault("prompt", recorded()[slug]["prompt"] if slug else "")
@@ -230,11 +232,6 @@ def take_tau(event: gr.EventData) -> tuple[str, float, float]:
     return "tau", tau, math.log10(tau)
 
 
-def split(nfe: float) -> tuple[int, int, int]:
-    """Return the default stages of an NFE."""
-    return default_split(max(3, int(nfe)))
-
-
 def page() -> gr.Blocks:
     """Build the page."""
 
@@ -248,7 +245,16 @@ def page() -> gr.Blocks:
             c = {"prompt": gr.Textbox(**told("prompt"), lines=1, scale=6, max_length=20_000, elem_id="prompt")}
             start = gr.Button("Run", variant="primary", scale=1, min_width=90, elem_id="run")
             stop = gr.Button("Stop", scale=1, min_width=90, elem_id="stop")
-        gr.Examples(EXAMPLES["prompts"], c["prompt"], cache_examples=False, api_visibility="private", label="Try one of these")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                gallery = gr.Radio(
+                    [(b["prompt"].split(",")[0], slug) for slug, b in recorded().items()],
+                    label="Recorded: no model needed", elem_id="gallery", visible=bool(recorded()),
+                )  # fmt: skip
+            with gr.Column(min_width=300, scale=2):
+                gr.Examples(
+                    EXAMPLES["prompts"], c["prompt"], cache_examples=False, api_visibility="private", label="Prompts to run live"
+                )  # fmt: skip
         with gr.Row(elem_id="stage"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 with gr.Group():
@@ -257,7 +263,7 @@ def page() -> gr.Blocks:
                     gr.HTML(html_template="", js_on_load=JS["fraction"], elem_id="fraction")
                     c["tau"] = gr.Number(value=TAU, **told("tau"), elem_id="tau")
                     c["ratio"] = gr.Slider(0, 1, value=0.4, step=0.01, **told("ratio"), visible=False, elem_id="ratio")
-                    c["nfe"] = gr.Slider(4, 50, value=first.nfe, step=1, **told("nfe"), elem_id="nfe")
+                    c["nfe"] = gr.Slider(*LIMITS["nfe"], value=first.nfe, step=1, **told("nfe"), elem_id="nfe")
                     with gr.Row():
                         for name, calls in zip(("low", "mixed", "full"), first.split, strict=True):
                             c[name] = gr.Number(
@@ -277,18 +283,15 @@ def page() -> gr.Blocks:
                     for name, names in lists.items():
                         c[name] = gr.Dropdown(names, value=getattr(first, name), **told(name), elem_id=name)
                     c["checks"] = gr.Radio(CHECKS, value=str(first.checks), **told("checks"), elem_id="checks")
-                    c["window"] = gr.Slider(2, 12, value=first.window, step=1, **told("window"), elem_id="window")
+                    c["window"] = gr.Slider(*LIMITS["window"], value=first.window, step=1, **told("window"), elem_id="window")
                     c["levels"] = gr.Radio([1, 2], value=first.levels, **told("levels"), elem_id="levels")
-                    c["detail_gain"] = gr.Slider(0, 1, value=0, step=0.01, **told("detail_gain"), elem_id="detail-gain")
+                    c["detail_gain"] = gr.Slider(
+                        *LIMITS["detail_gain"], value=0, step=0.01, **told("detail_gain"), elem_id="detail-gain"
+                    )
                     c["guidance"] = gr.Number(value=None, **told("guidance"), elem_id="guidance")
                     c["preview_every"] = gr.Slider(0, 9, value=1, step=1, **told("preview_every"), elem_id="preview-every")
             with gr.Column(scale=3):
                 viewer = gr.HTML(value="", **VIEWER, server_functions=[backfill], elem_id="viewer")
-                with gr.Row():
-                    gallery = gr.Radio(
-                        [(b["prompt"], slug) for slug, b in recorded().items()], label="Recorded runs", elem_id="gallery",
-                        info="They play without the model: drag tau, change NFE.", visible=bool(recorded()),
-                    )  # fmt: skip
                 with gr.Row():
                     share = gr.Button("Copy link", scale=1, min_width=120, elem_id="share")
                     address = gr.Textbox(show_label=False, container=False, scale=4, interactive=False, elem_id="address",
@@ -305,12 +308,13 @@ def page() -> gr.Blocks:
         gallery.input(open_recorded, gallery, [viewer, c["prompt"], c["seed"], c["model"]], **private)
         viewer.select(take_tau, None, [c["drive"], c["tau"], log_tau], **private)
         preset.input(lambda name: show(PRESETS[name], {})[3:], preset, inputs[3:], **private)
-        c["nfe"].input(split, c["nfe"], [c["low"], c["mixed"], c["full"]], **private)
+        # In the browser, so that Run pressed right after a change already has all of it.
+        c["nfe"].input(None, c["nfe"], [c["low"], c["mixed"], c["full"]], js=JS["split"].replace("SPLITS", SPLITS))
         # What cannot go together is changed along: only variance rules know a tau, only carry promotes at every step.
         c["selection"].input(lambda s: "tau" if s.startswith("variance") else "ratio", c["selection"], c["drive"], **private)
         c["transition"].input(lambda t: "every" if t == "carry" else "1", c["transition"], c["checks"], **private)
         for name in ("low", "mixed", "full"):
-            c[name].input(lambda *s: sum(int(n or 0) for n in s), [c["low"], c["mixed"], c["full"]], c["nfe"], **private)
+            c[name].input(None, [c["low"], c["mixed"], c["full"]], c["nfe"], js=JS["sum"])
         c["drive"].change(
             lambda d: [gr.update(visible=d == "tau"), gr.update(visible=d == "tau"), gr.update(visible=d == "ratio")],
             c["drive"], [log_tau, c["tau"], c["ratio"]], **private,

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fresco.config import EXPANSIONS, NOISES, SELECTIONS, SIGNALS, TRANSITIONS, FrescoConfig
@@ -70,35 +71,51 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     preset = {"recommended": FrescoConfig.recommended, "paper": FrescoConfig.paper, "full": FrescoConfig.full}[args.preset]
     nfe = sum(args.steps) if args.steps else args.nfe
     config = preset(nfe, **({"stages": args.steps} if args.steps else {}) | changes)
+    full = None if args.reference is None else config.as_full(args.reference)
+    _check_writable(args.out, args.trace)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     print(f"{model.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}", file=sys.stderr)
     trace = run(model, args.prompt, config, preview_every=1 if args.trace else 0)
     picture = trace.picture
     assert picture is not None  # the last step always decodes
-    Image.fromarray(picture[0]).save(args.out)
-    if args.trace:
-        trace.save(args.trace)
     step = full_step(model, config)
     found: dict[str, Any] = {
         "picture": args.out, "model": model.name, "device": str(model.device), "config": config.to_json(),
         "tokens": [len(e.grid) for e in trace.events], "tflops": trace.flops / 1e12, "seconds": trace.seconds,
         "speedup_flops_50": 50 * step / trace.flops, "speedup_flops_same_nfe": config.nfe * step / trace.flops,
     }  # fmt: skip
-    if args.reference:
-        full = run(model, args.prompt, config.as_full(args.reference), preview_every=0)
-        assert full.picture is not None
+    if full is not None:
+        reference = run(model, args.prompt, full, preview_every=0)
+        assert reference.picture is not None
         found |= {
-            "reference_steps": args.reference, "reference_seconds": full.seconds,
-            "psnr": psnr(picture, full.picture), "ssim": ssim(picture, full.picture),
+            "reference_steps": full.nfe, "reference_seconds": reference.seconds,
+            "psnr": psnr(picture, reference.picture), "ssim": ssim(picture, reference.picture),
         }  # fmt: skip
+    Image.fromarray(picture[0]).save(args.out)
+    if args.trace:
+        trace.save(args.trace)
     return found
+
+
+def _check_writable(picture: str, trace: str | None) -> None:
+    """Refuse file names that cannot be written before any work is done."""
+    from PIL import Image
+
+    if Path(picture).suffix.lower() not in Image.registered_extensions():
+        raise FrescoError(f"{picture} has no ending of a picture; use for example .png or .webp")
+    for name in (picture, trace):
+        if name and not Path(name).resolve().parent.is_dir():
+            raise FrescoError(f"{name} lies in a folder that is not there; make the folder first")
 
 
 def oracle(args: argparse.Namespace) -> dict[str, Any]:
     """Print the exact law of every transition on a Gaussian random field (METHOD 2.4), and Proposition 1."""
     from fresco.backends import oracle
 
-    shape = (1, *args.grid)
+    rows, cols = args.grid
+    if not 2 <= rows * cols <= 1024 or min(rows, cols) < 1:
+        raise FrescoError(f"grid {rows}x{cols} is out of range: the oracle is exact by dense matrices, 2 to 1024 cells")
+    shape = (1, rows, cols)
     return {
         "shape": shape, "exponent": args.exponent, "rows": oracle.table(shape, args.exponent),
         "proposition": oracle.proposition(shape, args.exponent),

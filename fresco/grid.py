@@ -103,6 +103,22 @@ class TokenGrid:
         on_canvas = ((coord[:, 1:] << (self.levels - level)[:, None]) < np.array(self.shape[1:])).all(axis=1)
         return TokenGrid(self.shape, self.levels, level[on_canvas], coord[on_canvas]), parent[on_canvas]
 
+    def tiles(self) -> bool:
+        """Return whether the tokens tile the finest grid exactly once: what every grid made here does."""
+        if ((self.level < 0) | (self.level > self.levels)).any():
+            return False
+        covered = np.zeros(self.shape, np.int64)
+        for level in np.unique(self.level):
+            shift = int(self.levels - level)
+            dense = np.zeros(coarse_shape(self.shape, shift), np.int64)
+            coord = self.coord[self.level == level]
+            if (coord < 0).any() or (coord >= dense.shape).any():
+                return False
+            np.add.at(dense, tuple(coord.T), 1)
+            _, rows, cols = self.shape
+            covered += dense.repeat(1 << shift, axis=1).repeat(1 << shift, axis=2)[:, :rows, :cols]
+        return bool((covered == 1).all())
+
     def cells(self) -> Ints:
         """Return (frames, rows, cols) int64: the index of the token that covers each finest cell."""
         index = np.full(self.shape, -1, np.int64)

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from skimage.metrics import structural_similarity
 
+from fresco.errors import FrescoError
+
 Picture = NDArray[np.uint8]
+SSIM_SIDE = 11  # pixels: the width of the Gaussian window, cut at 3.5 sigma
 
 
 def _same_shape(a: Picture, b: Picture) -> None:
@@ -30,6 +33,9 @@ def ssim(a: Picture, b: Picture) -> float:
     Source: Wang et al. 2004: Gaussian window, sigma 1.5, population statistics.
     """
     _same_shape(a, b)
+    if min(a.shape[-3:-1]) < SSIM_SIDE:
+        height, width = a.shape[-3:-1]
+        raise FrescoError(f"pictures of size {height}x{width} are too small for SSIM; make them at least {SSIM_SIDE} a side")
     frames = zip(a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:]), strict=True)
     options = {"channel_axis": -1, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(np.mean([structural_similarity(x, y, data_range=255, **options) for x, y in frames]))

@@ -20,7 +20,7 @@ from fresco.cost import same_flops_steps
 from fresco.denoiser import Conditioning, Denoiser, Model
 from fresco.errors import FrescoError
 from fresco.grid import TokenGrid
-from fresco.metrics import psnr, ssim
+from fresco.metrics import SSIM_SIDE, psnr, ssim
 from fresco.noise import NoiseField
 from fresco.sampler import SamplerStep, sample
 from fresco.selection import coarse_fraction
@@ -132,20 +132,22 @@ class References:
         self._runs: OrderedDict[str, list[StepEvent]] = OrderedDict()
 
     @staticmethod
-    def _key(model: Model, prompt: str, config: FrescoConfig) -> str:
-        return json.dumps([model.name, model.provenance, str(model.dtype), prompt, config.to_json()], sort_keys=True)
+    def _key(model: Model, prompt: str, config: FrescoConfig, preview_every: int) -> str:
+        kind = [model.name, model.provenance, str(model.dtype), prompt, config.to_json(), preview_every]
+        return json.dumps(kind, sort_keys=True)
 
-    def find(self, model: Model, prompt: str, config: FrescoConfig) -> list[StepEvent] | None:
-        """Return the events of that finished run, or None."""
+    def find(self, model: Model, prompt: str, config: FrescoConfig, *, preview_every: int = 1) -> list[StepEvent] | None:
+        """Return the events of that finished run with those previews, or None."""
+        key = self._key(model, prompt, config, preview_every)
         with self._lock:
-            found = self._runs.get(self._key(model, prompt, config))
+            found = self._runs.get(key)
             if found is not None:
-                self._runs.move_to_end(self._key(model, prompt, config))
+                self._runs.move_to_end(key)
             return found
 
     def record(self, model: Model, prompt: str, config: FrescoConfig, *, preview_every: int = 1) -> Iterator[StepEvent]:
         """Yield the events of a run, from memory if it has finished before; an unfinished run is not kept."""
-        found = self.find(model, prompt, config)
+        found = self.find(model, prompt, config, preview_every=preview_every)
         if found is not None:
             yield from found
             return
@@ -154,7 +156,7 @@ class References:
             events.append(event)
             yield event
         with self._lock:
-            self._runs[self._key(model, prompt, config)] = events
+            self._runs[self._key(model, prompt, config, preview_every)] = events
             while len(self._runs) > self._size:
                 self._runs.popitem(last=False)
 
@@ -230,7 +232,7 @@ def compare(
     tracks: dict[int, Iterator[StepEvent]] = {0: own}
     full = config.as_full(steps) if steps else config
     if steps:
-        done = kept.find(model, prompt, full)
+        done = kept.find(model, prompt, full, preview_every=preview_every)
         final = done[-1].preview if done else None
         tracks[1] = kept.record(model, prompt, full, preview_every=preview_every)
     for track, event in race(tracks):
@@ -253,7 +255,7 @@ def _likeness(picture: Any, reference: Any) -> tuple[float | None, float | None]
     """Return (PSNR, SSIM) of two pictures of one size, or nothing: a sketch is smaller than the reference."""
     if picture is None or reference is None or picture.shape != reference.shape:
         return None, None
-    return psnr(picture, reference), ssim(picture, reference)
+    return psnr(picture, reference), ssim(picture, reference) if min(picture.shape[1:3]) >= SSIM_SIDE else None
 
 
 def run(model: Model, prompt: str, config: FrescoConfig, *, label: str = "", preview_every: int = 1) -> Trace:

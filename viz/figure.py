@@ -33,6 +33,15 @@ def at_cost(reference: Trace, flops: float) -> StepEvent:
     return reference.events[max(int(np.searchsorted(spent, flops * (1 + 1e-9), side="right")) - 1, 0)]
 
 
+def _shown(trace: Trace, at: int) -> np.ndarray:
+    """Return the preview of a step, or where it was skipped the newest one before it, else the first after it."""
+    order = [*reversed(trace.events[: at + 1]), *trace.events[at + 1 :]]
+    preview = next((e.preview for e in order if e.preview is not None), None)
+    if preview is None:
+        raise ValueError("the run has no preview to draw; record it with previews")
+    return preview
+
+
 def _bare(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
@@ -75,11 +84,11 @@ def draw(trace: Trace, reference: Trace | None = None, *, columns: int = 8, vmin
     whole = reference.flops if reference else None
     for column, step in enumerate(steps):
         event = trace.events[step]
-        shown = next((e.preview for e in reversed(trace.events[: step + 1]) if e.preview is not None), picture)
+        shown = _shown(trace, step)
         heat = style.heat(event.variance[event.grid.cells()[0]], vmin, vmax)
-        layers: list[np.ndarray] = [shown[0], heat, shown[0]]
+        layers = [shown[0], heat, shown[0]]
         if reference:
-            layers.append((at_cost(reference, spent[step]).preview if whole else None)[0])  # type: ignore[index]
+            layers.append(_shown(reference, reference.events.index(at_cost(reference, spent[step])))[0])
         for row, layer in enumerate(layers):
             grid[row, column].imshow(layer, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
             _bare(grid[row, column])

@@ -30,7 +30,7 @@ _STEPS = 65534
 def quantise(variance: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
     """Return variances as u16 on a log scale from VMIN to VMAX: 1 to 65535, clipped; 0 where undefined."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        q = np.round(np.log(np.clip(variance, VMIN, VMAX) / VMIN) / math.log(VMAX / VMIN) * _STEPS) + 1
+        q = np.round(np.log(np.clip(variance.astype(np.float64), VMIN, VMAX) / VMIN) / math.log(VMAX / VMIN) * _STEPS) + 1
     return np.where(np.isfinite(variance), q, 0).astype(np.uint16)
 
 

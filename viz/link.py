@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -16,13 +17,18 @@ _WHOLE = ("nfe", "levels", "window", "seed")
 _REAL = ("tau", "ratio", "detail_gain", "guidance")
 
 
-def write(config: FrescoConfig, **own: Any) -> str:
-    """Return the query string of a configuration and the page's own settings; defaults are left out."""
-    default = FrescoConfig()
+def write(config: FrescoConfig, default: FrescoConfig | None = None, **own: Any) -> str:
+    """Return the query string of a configuration and the page's own settings; what `default` says too is left out.
+
+    Args:
+        config: the settings. default: those that `read` will start from; tau and ratio are written whatever it says.
+        own: the page's own settings.
+    """
+    default = default or FrescoConfig()
     state = {k: v for k, v in own.items() if v not in (None, "")}
     for name in _FIELDS:
         value = getattr(config, name)
-        if value is not None and value != getattr(default, name):
+        if value not in (None, ()) and (name in ("tau", "ratio") or value != getattr(default, name)):
             state[name] = "-".join(map(str, value)) if isinstance(value, tuple) else value
     return urlencode(state)
 
@@ -37,19 +43,21 @@ def _parse(name: str, text: str) -> Any:
     if name in ("size", "stages"):
         return tuple(int(part) for part in text.split("-"))
     if name == "switch":
-        return tuple(float(part) for part in text.split("-"))
+        return tuple(float(part) for part in re.split("(?<!e)-", text))  # 1e-05 is one number
     return text
 
 
-def read(query: Mapping[str, str], defaults: FrescoConfig, choices: Mapping[str, tuple[str, ...]]) -> tuple[
-    FrescoConfig, dict[str, Any], list[str]
-]:  # fmt: skip
+def read(
+    query: Mapping[str, str], defaults: FrescoConfig, choices: Mapping[str, tuple[str, ...]],
+    limits: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[FrescoConfig, dict[str, Any], list[str]]:  # fmt: skip
     """Return (config, own settings, notes) of a query; a value that cannot be read falls back to its default.
 
     Args:
         query: names and texts from the address.
         defaults: the configuration to start from.
         choices: allowed values of the page's own settings ("model", "reference", ...).
+        limits: (lowest, highest) that the page's controls can show, where the library takes more.
 
     Returns:
         The configuration, the page's own settings that were given, and one clear sentence for each value not taken.
@@ -68,7 +76,14 @@ def read(query: Mapping[str, str], defaults: FrescoConfig, choices: Mapping[str,
                 own[name] = int(text) if name == "preview_every" and text.isdecimal() else text
         elif name in _FIELDS:
             try:
-                changes[name] = _parse(name, text)
+                if len(text) > 80:
+                    raise ValueError("no setting is that long")
+                value = _parse(name, text)
+                low, high = (limits or {}).get(name, (None, None))
+                if low is not None and high is not None and not low <= value <= high:
+                    notes.append(f"The link's {name} {text} is not from {low:g} to {high:g}; the default is used.")
+                else:
+                    changes[name] = value
             except ValueError:
                 notes.append(f"The link's {name} {text[:40]!r} cannot be read; the default is used.")
     if "tau" in changes and "ratio" in changes:

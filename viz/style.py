@@ -10,6 +10,11 @@ MAP = mpl.colormaps["viridis"]  # perceptually even, colour-blind safe; dark = s
 PROMOTED = "#b3341a"
 OUTLINE = "#ffffff"
 MUTED = "#6b7280"
+INK = "#1f2937"
+PAPER = "#ffffff"
+RAIL = "#e7e4de"
+CASING = "#14161a"  # dark edge that keeps a light line visible on any picture
+STAGES = {"low": "#6a9cc9", "mixed": "#d9792f", "full": "#173f66"}  # the viewer's --fv-low, -mixed, -full
 
 
 def heat(variance: NDArray[np.floating], vmin: float, vmax: float) -> NDArray[np.uint8]:

@@ -163,7 +163,8 @@ function tokenRect(frame, token) {
   return { row, col, height: Math.min(side, rows - row), width: Math.min(side, cols - col) };
 }
 
-function nearestLog(list, v) { return list.reduce((best, x) => (Math.abs(Math.log(x / v)) < Math.abs(Math.log(best / v)) ? x : best)); }
+/** The value of the list that is nearest on a log scale; null where the list is empty. */
+function nearestLog(list, v) { return list.reduce((best, x) => (best !== null && Math.abs(Math.log(best / v)) <= Math.abs(Math.log(x / v)) ? best : x), null); }
 
 function unit(n, name) {
   if (!Number.isFinite(n)) return '–';
@@ -363,7 +364,7 @@ async function onBundleUrl(message) {
 
 /** `linked` is false where the address asks for another, live run: its step and token wait for that one. */
 function onBundle(bundle, linked = true) {
-  if (![bundle.frames, bundle.runs, bundle.taus, bundle.nfes].every((list) => Array.isArray(list) && list.length)) throw new Error('it holds no recorded runs');
+  if (![bundle.frames, bundle.runs, bundle.nfes].every((list) => Array.isArray(list) && list.length) || !Array.isArray(bundle.taus)) throw new Error('it holds no recorded runs');
   const base = bundle.frames.map(decodeFrame);
   if ([...bundle.runs, ...(bundle.references ?? [])].some((r) => !r.frames?.length || r.frames.some((k) => !base[k]))) throw new Error('it names steps it does not hold');
   loading++;
@@ -379,7 +380,7 @@ function onBundle(bundle, linked = true) {
   buildNfes();
   openRun(tau, nfe, 0, linked);
   const backend = typeof server?.backfill === 'function';
-  say(`Recorded run – drag tau.${backend ? ' Type a prompt and press Run for a live one.' : ''}`, 'info');
+  say(`Recorded run${bundle.taus.length > 1 ? ' – drag tau' : ''}.${backend ? ' Type a prompt and press Run for a live one.' : ''}`, 'info');
   if (wish.step === undefined && !calm.matches) setPlaying(true);
 }
 
@@ -986,6 +987,7 @@ function histX(x, width) { return 12 + x * (width - 24); }
 
 function tauSentence(f, usable, would) {
   if (!f) return '';
+  if (recorded() && store.bundle.taus.length < 2 && (view.dragging || !would) && usable) return 'One run was recorded, with its own threshold: drag the line to see what others would take.';
   if (recorded() && view.dragging) return `Let go: the run recorded with tau ${scientific(nearestLog(store.bundle.taus, view.tau))} takes over.`;
   if (!recorded() && view.tau && !view.dragging && typeof server?.backfill === 'function') return `Tau is set to ${scientific(view.tau)}: press Run to see what it makes of the picture.`;
   if (!usable) return f.coarse ? 'Step on: the histogram fills once there are two estimates to compare.' : 'Step back to the mixed stage to see the tokens tau decides about.';

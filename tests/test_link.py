@@ -1,0 +1,92 @@
+"""The page's address: what was written is what is read, and what cannot be read is said and left out."""
+
+import re
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fresco.config import FrescoConfig
+from tests.test_config import configs
+from viz import link
+
+CHOICES = {"model": ("sinopia", "oracle"), "reference": ("full at 50", "none"), "preview_every": tuple("0123456789")}
+PRESETS = [FrescoConfig(), FrescoConfig.recommended(tau=0.004), FrescoConfig.paper()]  # what a page may start from
+
+
+def back(query, default):
+    """Read a query string as the server does: the last of equal names wins."""
+    return link.read(dict(parse_qsl(query, keep_blank_values=True)), default, CHOICES)
+
+
+@given(configs(), st.sampled_from(PRESETS), st.text(max_size=80), st.integers(0, 9))
+def test_a_link_is_read_as_it_was_written(config, default, prompt, every):
+    config = config.replace(switch=config.switch or None)  # no value at all is the same as none
+    query = link.write(config, default, prompt=prompt, model="oracle", reference="none", preview_every=every)
+    got, own, notes = back(query, default)
+    assert got == config
+    assert notes == []
+    assert own.get("prompt", "") == prompt
+    assert {k: own[k] for k in CHOICES} == {"model": "oracle", "reference": "none", "preview_every": every}
+
+
+@pytest.mark.parametrize("config", [*PRESETS, FrescoConfig.full(20)])
+@pytest.mark.parametrize("default", PRESETS)
+def test_every_preset_survives_every_default(config, default):
+    assert back(link.write(config, default), default)[0] == config
+
+
+def test_small_switches_survive():
+    config = FrescoConfig(nfe=6, stages=(2, 2, 2), switch=(0.5, 1e-5))
+    assert back(link.write(config), FrescoConfig())[0] == config
+
+
+def test_defaults_are_left_out():
+    default = FrescoConfig.recommended(tau=0.004)
+    assert link.write(default, default) == "tau=0.004"
+    assert dict(parse_qsl(link.write(default.replace(seed=7), default))) == {"tau": "0.004", "seed": "7"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tau", "much"), ("tau", "-1"), ("tau", "nan"), ("tau", "inf"), ("nfe", "18.5"), ("nfe", "0"), ("nfe", "9" * 400),
+        ("seed", "-1"), ("ratio", "2"), ("checks", "often"), ("checks", "9"), ("stages", "1-2"), ("stages", "a-b-c"),
+        ("stages", "9-9-9"), ("transition", "jump"), ("selection", ""), ("levels", "7"), ("window", "1"),
+        ("detail_gain", "-2"), ("guidance", "1e9"), ("size", "0-0-0"), ("switch", "2"), ("model", "gpt"),
+        ("reference", "best"), ("preview_every", "10"), ("preview_every", "-1"), ("frame", "../../etc/passwd"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_becomes_the_default_with_one_sentence(name, text):
+    default = FrescoConfig.recommended(tau=0.004)
+    config, own, notes = link.read({name: text, "seed" if name != "seed" else "window": "5"}, default, CHOICES)
+    assert getattr(config, name, None) == getattr(default, name, None)
+    assert name not in own
+    assert (config.seed if name != "seed" else config.window) == 5  # what is good is kept
+    assert len(notes) == 1
+    assert name in notes[0]
+    assert re.fullmatch(r"[^\n]+\.", notes[0])
+    assert len(notes[0]) < 260
+
+
+@given(st.dictionaries(st.sampled_from([*link.OWN, *link._FIELDS, "other", "__theme"]), st.text(max_size=40), max_size=8))
+def test_no_address_breaks_the_page(query):
+    config, own, notes = link.read(query, FrescoConfig.recommended(tau=0.004), CHOICES)
+    assert FrescoConfig.from_json(config.to_json()) == config
+    assert all(own[name] in {*CHOICES[name], *range(10)} for name in CHOICES if name in own)
+    assert all(isinstance(n, str) and "\n" not in n for n in notes)
+
+
+def test_what_the_page_cannot_show_is_said_and_left_out():
+    limits = {"nfe": (4, 50), "window": (2, 12)}
+    config, _, notes = link.read({"nfe": "900", "window": "12", "seed": "3"}, FrescoConfig(), {}, limits)
+    assert (config.nfe, config.window, config.seed) == (18, 12, 3)
+    assert notes == ["The link's nfe 900 is not from 4 to 50; the default is used."]
+
+
+def test_both_drives_and_a_long_prompt_are_settled_with_a_sentence():
+    config, own, notes = link.read({"tau": "0.1", "ratio": "0.5", "prompt": "x" * 5000}, FrescoConfig(), CHOICES)
+    assert (config.tau, config.ratio) == (0.1, None)
+    assert own["prompt"] == "x" * link.MAX_PROMPT
+    assert len(notes) == 2
