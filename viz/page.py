@@ -82,6 +82,8 @@ window.frescoView = (() => {
     "log_to_tau": f"(x) => {{ const t = Number((10 ** x).toPrecision(3)); const v = {_API}; v?.setTau(t, false); return t; }}",
     "tau_release": f"(x) => {{ const v = {_API}; const r = {_ROOT};"
     " if (r?.dataset.mode === 'recorded') v?.setTau(10 ** x, true); }",
+    "split": "(nfe) => (SPLITS)[Math.round(nfe)] ?? [Math.max(1, Math.round(nfe) - 2), 1, 1]",
+    "sum": "(...calls) => calls.reduce((sum, n) => sum + (n || 0), 0)",
     "tau_to_log": "(t) => t > 0 ? Number(Math.log10(t).toFixed(2)) : -6",
     # Settings come from the server as a query string; the view (step, token, layer) is added here.
     "copy_link": """(query, space) => {

@@ -400,6 +400,7 @@ function openRun(tau, nfe, progress, linked) {
   const run = store.bundle.runs.find((r) => r.tau === tau && r.nfe === nfe) ?? store.bundle.runs[0];
   store.recorded = run;
   store.tracks = new Map([[0, unroll(run.frames, 0, 'Fresco', run.meta)]]);
+  Object.assign(fresco().at(-1), { psnr: run.psnr, ssim: run.ssim });                 // of the finished picture
   (store.bundle.references ?? []).forEach((r, k) => store.tracks.set(k + 1, unroll(r.frames, k + 1, r.label, r.meta)));
   for (const t of store.tracks.values()) t.frames.forEach((f) => bitmapOf(f.picture));
   view.tau = run.tau; view.follow = false;
