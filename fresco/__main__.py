@@ -129,7 +129,16 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
     return cost.report(args.model, args.size, args.steps, args.ratio)
 
 
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the bundled model: download, render, train, export; run again to go on."""
+    from fresco.training import cli
+
+    return cli.train(args)
+
+
 def _parser() -> argparse.ArgumentParser:
+    from fresco.training import cli  # argparse only
+
     parser = argparse.ArgumentParser(prog="python -m fresco", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -173,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=_size, default=(1024, 1024), help="HEIGHTxWIDTH in pixels")
     sub.add_argument("--steps", type=_steps, default=(6, 7, 5), help="low,mixed,full")
     sub.add_argument("--ratio", type=float, default=0.4, help="share of the coarse tokens promoted")
+    cli.add_arguments(command(train))
     return parser
 
 
