@@ -31,7 +31,8 @@ from viz import bundle, frame, link
 from viz.page import ABOUT, CSS, HELP, JS, LABELS, VIEWER
 
 TRACES = Path(__file__).parent / "assets" / "traces"
-MODELS = ("sinopia", "oracle")
+FLUX = tuple(n for n in ("flux-dev", "flux-schnell", "flux-lite") if os.environ.get("FRESCO_" + n.upper().replace("-", "_")))
+MODELS = ("sinopia", "oracle", *FLUX)
 REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")
 EXAMPLES = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))
 LIMITS: dict[str, tuple[float, float]] = {"nfe": (4, 50), "window": (2, 12), "levels": (1, 2), "detail_gain": (0, 1)}
@@ -65,7 +66,7 @@ def recorded() -> dict[str, dict[str, Any]]:
     return {slug: found[slug] for slug in EXAMPLES["recorded"] if slug in found}
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1 if FLUX else 2)  # two of FLUX would not fit
 def _load(name: str) -> Any:
     from fresco.backends import load_model
 
@@ -111,7 +112,7 @@ def click_run(*inputs: Any) -> Iterator[str]:
 
 
 def run(
-    prompt: str, seed: int = 0, tau: float = TAU, nfe: int = 18, model: Literal["sinopia", "oracle"] = "sinopia",
+    prompt: str, seed: int = 0, tau: float = TAU, nfe: int = 18, model: str = "sinopia",
     reference: Literal["full at 50", "same NFE", "same FLOPs", "none"] = "full at 50", settings: str = "{}",
 ) -> Iterator[str]:  # fmt: skip
     """Make a picture with Fresco and, beside it, the full-resolution reference of the same seed; stream every step.
@@ -124,7 +125,7 @@ def run(
         seed: Seed of the noise field, 0 to 4294967295.
         tau: Variance at or below which a token counts as settled and is expanded to full resolution, above 0.
         nfe: Number of model calls, 4 to 50.
-        model: Name of the model.
+        model: Name of the model: sinopia or oracle, and what else the page offers.
         reference: Full-resolution run beside it.
         settings: JSON object with further settings of FrescoConfig by name; {"ratio": 0.4} replaces tau.
     """
@@ -147,9 +148,9 @@ def stream(config: FrescoConfig, *, prompt: str, model: str, reference: str, pre
     if not prompt:
         raise ConfigError("The prompt is empty; type what the picture should show, or take one of the examples")
     net = load(model)
-    hint = getattr(net, "knows", lambda _: None)(prompt)
-    if hint:
-        yield frame.note(hint)
+    for hint in (getattr(net, "needs", None), getattr(net, "knows", lambda _: None)(prompt)):
+        if hint:
+            yield frame.note(hint)
     step, about = full_step(net, config), provenance(net)
     run_id = secrets.token_hex(4)
     tracks: dict[int, frame.Track] = {}
@@ -253,7 +254,8 @@ def page() -> gr.Blocks:
                 )  # fmt: skip
             with gr.Column(min_width=300, scale=2):
                 gr.Examples(
-                    EXAMPLES["prompts"], c["prompt"], cache_examples=False, api_visibility="private", label="Prompts to run live"
+                    EXAMPLES["prompts"], c["prompt"], cache_examples=False, api_visibility="private",
+                    label="Prompts to run live",
                 )  # fmt: skip
         with gr.Row(elem_id="stage"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
@@ -302,6 +304,8 @@ def page() -> gr.Blocks:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         gpu: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "gpu"}
         running = gr.on([start.click, c["prompt"].submit], click_run, inputs, viewer, **gpu, **private)
+        # Nothing recorded is shown any more, so that each recorded run can be chosen again.
+        gr.on([start.click, c["prompt"].submit], None, None, gallery, js="() => null")
         gr.api(run, api_name="run", **gpu)
         stop.click(lambda: frame.done("", stopped=True), None, viewer, cancels=[running], queue=False, **private)
         demo.load(open_link, None, [*inputs, log_tau, viewer, gallery], **private)

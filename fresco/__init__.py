@@ -12,12 +12,15 @@ from typing import Any
 
 _HOMES = {
     "sample": "fresco.sampler",
-    "record": "fresco.record",
+    "run": "fresco.record",
     "FrescoConfig": "fresco.config",
     "TokenGrid": "fresco.grid",
     "NoiseField": "fresco.noise",
     "Trace": "fresco.trace",
     "load_model": "fresco.backends",
+    "enable": "fresco.plugin",
+    "disable": "fresco.plugin",
+    "last_trace": "fresco.plugin",
 }
 __all__ = sorted(_HOMES)
 

@@ -51,12 +51,12 @@ def record(
     denoiser = model.bind(config)
     cond = cond or model.encode(prompt)
     layout = Layout(denoiser.channels, denoiser.patch)
-    field = _FieldNoise(NoiseField(config.seed, denoiser.channels, denoiser.patch))
+    field = FieldNoise(NoiseField(config.seed, denoiser.channels, denoiser.patch))
     steps = sample(denoiser, cond, config)
     for _ in range(config.nfe):
         start = time.perf_counter()
         step = next(steps)
-        _wait(model.device)
+        wait(model.device)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         last = step.step == config.nfe - 1
         preview = None
@@ -64,10 +64,10 @@ def record(
             preview = model.decode(layout.unpack(step.x_next, step.grid_next))
         elif preview_every and step.step % preview_every == 0:
             preview = model.preview(_clean(step, layout))
-        yield _event(step, config, denoiser, field, preview, seconds, time.perf_counter() - start)
+        yield event_of(step, config, denoiser, field, preview, seconds, time.perf_counter() - start)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     """Let the device finish, so that seconds are the work's and not the queue's."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -78,7 +78,7 @@ def _clean(step: SamplerStep, layout: Layout) -> torch.Tensor:
     return layout.unpack(step.x0, step.grid) if step.grid.is_uniform else layout.canvas(step.x0, step.grid)
 
 
-class _FieldNoise:
+class FieldNoise:
     """The field's noise on the newest grid: it changes only when tokens are promoted."""
 
     def __init__(self, field: NoiseField) -> None:
@@ -90,10 +90,11 @@ class _FieldNoise:
         return self._noise
 
 
-def _event(
-    step: SamplerStep, config: FrescoConfig, denoiser: Denoiser, field: _FieldNoise, preview: Any, seconds: float,
+def event_of(
+    step: SamplerStep, config: FrescoConfig, denoiser: Denoiser, field: FieldNoise, preview: Any, seconds: float,
     preview_seconds: float,
 ) -> StepEvent:  # fmt: skip
+    """Return the event of a step; `field` gives its tokens' field noise, `preview` is (T, H, W, 3) uint8 or None."""
     variance = step.variance.float().cpu().numpy()
     eps = (step.x - (1 - step.sigma) * step.x0) / max(step.sigma, 1e-12)
     gap = np.sqrt(np.mean((eps.float().cpu().numpy() - field(step.grid)) ** 2, axis=1))

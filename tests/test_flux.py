@@ -247,9 +247,7 @@ def test_two_runs_share_a_transformer(plain: Any) -> None:
             if not torch.allclose(bound(state(grid), grid, 0.5, prompt(1)), want, atol=1e-6):
                 wrong.append(bound.frame)
 
-    threads = [
-        threading.Thread(target=repeat, args=args) for args in ((aligned, MIXED, alone[0]), (reference, FINE, fine))
-    ]
+    threads = [threading.Thread(target=repeat, args=args) for args in ((aligned, MIXED, alone[0]), (reference, FINE, fine))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 BACKENDS: dict[str, str] = {
     "sinopia": "fresco.backends.sinopia",
     "oracle": "fresco.backends.oracle",
+    "flux-dev": "fresco.backends.flux_hub",
+    "flux-schnell": "fresco.backends.flux_hub",
+    "flux-lite": "fresco.backends.flux_hub",
 }
 """Model name -> module with `load(device, dtype, revision) -> Model`."""
+
+FAMILIES = ("fresco.backends.flux_hub",)
+"""Modules with several checkpoints: their `load` also takes the keywords `name` and `folder`."""
 
 
 class ModelError(FrescoError):
@@ -71,7 +77,7 @@ def load_model(
     """Load a model of the registry.
 
     Args:
-        name: a name in BACKENDS.
+        name: a name in BACKENDS; those that download also take a local folder, "flux-dev:/path".
         device: "auto" (CUDA when there is one, else CPU), "cpu", "cuda" or "cuda:N".
         dtype: weights' dtype; None is the backend's own choice. The sampler's state stays float32.
         revision: checkpoint revision, for backends that download.
@@ -79,8 +85,14 @@ def load_model(
     Raises:
         ModelError: on an unknown name, a device or dtype that cannot be had, or files that are missing or damaged.
     """
-    if name not in BACKENDS:
+    base, _, folder = name.partition(":")
+    if base not in BACKENDS:
         raise ModelError(f"unknown model {name!r}; choose one of {', '.join(BACKENDS)}")
+    several = BACKENDS[base] in FAMILIES
+    if folder and not several:
+        able = ", ".join(other for other, module in BACKENDS.items() if module in FAMILIES)
+        raise ModelError(f"{base} is not read from a folder; only {able} are")
     where, kind = pick_device(device), pick_dtype(dtype)
-    model: Model = importlib.import_module(BACKENDS[name]).load(where, kind, revision)
+    options = {"name": base, "folder": folder or None} if several else {}
+    model: Model = importlib.import_module(BACKENDS[base]).load(where, kind, revision, **options)
     return model

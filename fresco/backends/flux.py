@@ -344,30 +344,43 @@ class FluxDenoiser:
         """Return the transformer's output (batch, N, D) float32, one row per conditioning."""
         dtype, batch = self.transformer.dtype, len(conds)
         text = torch.stack([c.tensors["prompt_embeds"] for c in conds]).to(self.device, dtype)
-        text_ids = torch.zeros(text.shape[1], 3, device=self.device)  # ids stay float32: bfloat16 loses .5 above 128
-        aligned = self.frame == "phase_aligned" and not grid.is_uniform
-        if aligned:
-            plan.groups = self._groups(grid, text_ids)
-        ids = grid.centers(self.frame, int(grid.level.max()) if aligned else None)
-        if plan.groups is not None or plan.received is not None:
-            install(self.transformer)
-            extra: dict[str, Any] | None = {"fresco": plan}
-        else:
-            extra = None
-        # The pipeline's own roundings: sigma -> t in 0..1000 -> the model's dtype -> sigma.
-        time = (torch.full((batch,), min(sigma, self.max_timestep), device=self.device) * 1000).to(dtype) / 1000
         scale = None if self.guidance is None else torch.full((batch,), self.guidance, device=self.device)
         return self.transformer(  # type: ignore[no-any-return]
             hidden_states=state.to(dtype).expand(batch, -1, -1),
             encoder_hidden_states=text,
             pooled_projections=torch.stack([c.tensors["pooled"] for c in conds]).to(self.device, dtype),
-            timestep=time,
-            img_ids=torch.from_numpy(ids).to(self.device),
-            txt_ids=text_ids,
+            txt_ids=torch.zeros(text.shape[1], 3, device=self.device),
             guidance=scale,
-            joint_attention_kwargs=extra,
             return_dict=False,
+            **self.token_arguments(grid, sigma, plan, batch, dtype),
         )[0].float()
+
+    def token_arguments(
+        self, grid: TokenGrid, sigma: float, plan: AttentionPlan, batch: int, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """Return the transformer's arguments that say where and when the tokens are: ids, timestep and the plan.
+
+        Args:
+            grid: the tokens.
+            sigma: their noise level.
+            plan: filled in here where the frame needs it; handed on where the attention has something to do.
+            batch: rows of the forward.
+            dtype: the model's.
+        """
+        aligned = self.frame == "phase_aligned" and not grid.is_uniform
+        if aligned:
+            plan.groups = self._groups(grid, torch.zeros(plan.text, 3, device=self.device))
+        ids = grid.centers(self.frame, int(grid.level.max()) if aligned else None)
+        asked = plan.groups is not None or plan.received is not None
+        if asked:
+            install(self.transformer)
+        # The pipeline's own roundings: sigma -> t in 0..1000 -> the model's dtype -> sigma.
+        time = (torch.full((batch,), min(sigma, self.max_timestep), device=self.device) * 1000).to(dtype) / 1000
+        return {
+            "timestep": time,
+            "img_ids": torch.from_numpy(ids).to(self.device),  # ids stay float32: bfloat16 loses .5 above 128
+            "joint_attention_kwargs": {"fresco": plan} if asked else None,
+        }
 
     def _groups(self, grid: TokenGrid, text_ids: torch.Tensor) -> list[tuple[torch.Tensor, Rotary]]:
         """Return the queries and the positions of all tokens in each present level's units, the coarsest first.
@@ -426,12 +439,13 @@ class FluxModel(ABC):
     prediction: Literal["velocity", "x0"] = "velocity"
     clamp: float | None = None
     max_timestep: float = 1.0
+    denoiser: type[FluxDenoiser] = FluxDenoiser
 
     def bind(self, config: FrescoConfig) -> FluxDenoiser:
         """Return the denoiser for one run: guidance, position frame and recording fixed."""
         scale = self.default_guidance if config.guidance is None else config.guidance
         embedded = bool(self.transformer.config.guidance_embeds)
-        return FluxDenoiser(
+        return self.denoiser(
             self.transformer,
             patch=self.patch,
             native_size=self.native_size,

@@ -34,9 +34,7 @@ def decibel(error: torch.Tensor) -> float:
     return float(10 * torch.log10(4 / (error**2).mean().clamp_min(1e-12))) if error.numel() else float("nan")
 
 
-def coarsened(
-    layout: Layout, state: torch.Tensor, x0: torch.Tensor, grid: TokenGrid, sigma: float
-) -> torch.Tensor:
+def coarsened(layout: Layout, state: torch.Tensor, x0: torch.Tensor, grid: TokenGrid, sigma: float) -> torch.Tensor:
     """Return the tokens (N, D) of `grid` at the same sigma, from an all-fine state and its clean estimate.
 
     `z = (1-s) x + s n`: pooling the noise of four pixels leaves a quarter of its variance, the Haar low-pass (sum / 2) all of

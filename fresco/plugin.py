@@ -1,0 +1,454 @@
+"""Fresco inside a stock diffusers pipeline: `enable`, then call the pipeline as ever.
+
+    fresco.enable(pipe, FrescoConfig.recommended(18))
+    image = pipe("a fox", num_inference_steps=18, callback_on_step_end=...).images[0]
+    fresco.last_trace(pipe)
+
+No forward and no pipeline is copied. For the time of a call, hooks on the transformer hand it the gathered tokens and spread
+its velocity over the cells they cover, and a scheduler gives each finished velocity to `fresco.sampler.sample`, whose next
+state is what the next forward gets. The pipeline itself sees latents of full shape throughout. Its seeded initial latents
+are the noise field. Source: DESIGN 1, 2; MODELS ("Stock pipelines can run Fresco unmodified").
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import threading
+import time
+import weakref
+import zlib
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from numpy.typing import NDArray
+
+from fresco import schedule
+from fresco.backends.flux import AttentionPlan, FlowSchedule, FluxDenoiser, FrescoAttnProcessor, uninstall
+from fresco.config import FrescoConfig
+from fresco.cost import TransformerShape
+from fresco.denoiser import Conditioning, Noise
+from fresco.errors import FrescoError
+from fresco.grid import TokenGrid
+from fresco.noise import Floats, FreshNoise, NoiseField, hashed_normal
+from fresco.record import FieldNoise, event_of, provenance, wait
+from fresco.sampler import SamplerStep, sample
+from fresco.tokens import Layout
+from fresco.trace import Trace
+
+PATCH = 2  # latent pixels per token side of every FLUX
+
+
+class PluginError(FrescoError):
+    """A pipeline or call that Fresco cannot take part in; the message says what to change."""
+
+
+class LatentNoise(NoiseField):
+    """The noise field whose finest pixels are given: a pipeline's initial latents.
+
+    Coarse noise and details are its Haar low-pass and high-pass, as everywhere. Pixels beyond the canvas, which border
+    tokens of odd grids average too, come from a hashed field; its seed is a checksum of the channel, so that a picture has
+    the same ones alone and among others.
+    Source: METHOD 2.1.
+
+    Args:
+        latents: (C, frames, rows*p, cols*p) unit noise.
+        patch: latent pixels per token side p.
+        levels: number of doublings.
+    """
+
+    def __init__(self, latents: NDArray[np.floating[Any]], patch: int, levels: int) -> None:
+        seeds = np.array([zlib.crc32(np.ascontiguousarray(channel).tobytes()) for channel in latents], dtype=np.uint64)
+        super().__init__(zlib.crc32(seeds.tobytes()), len(latents), patch)
+        _, frames, height, width = latents.shape
+        edge = patch << levels
+        rows, cols = (-(-side // edge) * edge for side in (height, width))
+        self._pixels = np.empty((frames, rows, cols, len(latents)))
+        if (rows, cols) != (height, width):
+            frame, row, col = np.ogrid[:frames, :rows, :cols]
+            for channel, seed in enumerate(seeds.tolist()):
+                self._pixels[..., channel] = hashed_normal(seed, frame, row, col, 0)
+        self._pixels[:, :height, :width] = np.moveaxis(latents, 0, -1)
+
+    def pixels(self, frame: Any, row: Any, col: Any, halvings: int = 0) -> Floats:
+        """Return noise (..., C) at latent pixels `halvings` levels above the finest; coordinates broadcast."""
+        return super().pixels(frame, row, col, halvings) if halvings else self._pixels[frame, row, col]
+
+
+class _FreshAfter(FreshNoise):
+    """Noise that starts from the given field and is drawn anew later."""
+
+    def __init__(self, field: NoiseField) -> None:
+        super().__init__(field.seed, field.channels, field.patch)
+        self._field = field
+
+
+class _Handed(FluxDenoiser):
+    """A denoiser whose velocities come from outside: the pipeline's own forwards, guidance included.
+
+    All pictures of a call are one state: they share the tokens, and their channels stand side by side.
+    """
+
+    pictures = 1
+    calls = 1
+    velocity: torch.Tensor | None = None
+    steps: list[float] | None = None
+
+    def sigmas(self, n: int, tokens: int, start: float = 1.0, end: float = 0.0) -> list[float]:
+        """Return the sigmas the call itself set, where a run at full resolution asks for them; else the model's."""
+        if self.steps is not None and (start, end) == (1.0, 0.0):
+            return self.steps
+        return super().sigmas(n, tokens, start, end)
+
+    def flops(self, tokens: int) -> float:
+        """Return the FLOPs of one step: every picture, and every forward that guidance takes."""
+        return self.calls * self.pictures * self.shape.flops(tokens)
+
+    def __call__(self, x: torch.Tensor, grid: TokenGrid, sigma: float, cond: Conditioning) -> torch.Tensor:
+        """Return the velocity of the forwards that have just run on this state."""
+        assert self.velocity is not None
+        assert self.velocity.shape == x.shape
+        velocity, self.velocity = self.velocity, None
+        return velocity
+
+    def received(self, attention: torch.Tensor | None) -> None:
+        """Take over the attention each token received in this step's conditional forward."""
+        self._received = attention
+
+
+class _Scheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is untyped
+    """The pipeline's scheduler for one call: velocities go to the sampler, which decides what comes next."""
+
+    run: _Run
+
+    @functools.wraps(FlowMatchEulerDiscreteScheduler.set_timesteps)  # the pipeline looks at the signature
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """Set the timesteps as ever, and note them."""
+        super().set_timesteps(*args, **kwargs)
+        self.run.begin(self)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        *args: Any,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the next latents, of full shape."""
+        stock = super().step(model_output, timestep, sample, *args, return_dict=False, **kwargs)[0]
+        found = self.run.advance(model_output, stock)
+        return SimpleNamespace(prev_sample=found) if return_dict else (found,)
+
+
+class _Run:
+    """One call of a pipeline: hooks and scheduler while it lasts, the sampler in between."""
+
+    def __init__(self, pipe: Any, config: FrescoConfig, prompt: str) -> None:
+        self.pipe, self.config, self.prompt = pipe, config, prompt
+        self.thread = threading.get_ident()
+        self.denoiser: _Handed | None = None
+        self.plan = AttentionPlan(0)
+
+    # What is installed, and taken away whatever happens.
+
+    def __enter__(self) -> _Run:
+        transformer, self.stock = self.pipe.transformer, self.pipe.scheduler
+        self.transformer = transformer
+        ours = copy.copy(self.stock)  # shifts set by hand are attributes, not config
+        ours.__class__, ours.run = _Scheduler, self
+        self.had_processor = any(isinstance(p, FrescoAttnProcessor) for p in transformer.attn_processors.values())
+        self.hooks = [
+            transformer.register_forward_pre_hook(self.before, with_kwargs=True),
+            transformer.register_forward_hook(self.after, with_kwargs=True),
+        ]
+        self.pipe.scheduler = ours
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipe.scheduler = self.stock
+        for hook in self.hooks:
+            hook.remove()
+        if not self.had_processor:
+            uninstall(self.transformer)
+
+    # The call begins.
+
+    def begin(self, scheduler: _Scheduler) -> None:
+        """Take the number of steps of the call."""
+        self.scheduler, n = scheduler, len(scheduler.timesteps)
+        if n != self.config.nfe:
+            if self.config.stages is not None and not self.config.is_full:
+                raise PluginError(
+                    f"the call has {n} steps, but the configuration's stages {self.config.stages} have {self.config.nfe}; "
+                    f"call with num_inference_steps={self.config.nfe}, or leave stages to their default"
+                )
+            self.config = self.config.replace(nfe=n)
+        self.given = scheduler.sigmas.tolist()
+
+    def start(self, hidden: torch.Tensor, kwargs: dict[str, Any]) -> None:
+        """Start the sampler from the latents of the first forward, (B, cells, D)."""
+        transformer, config = self.transformer, self.config
+        row = kwargs["img_ids"].reshape(-1, kwargs["img_ids"].shape[-1])[: hidden.shape[1], 1].float()
+        cols = int((row == row[0]).sum())
+        edge = PATCH * int(self.pipe.vae_scale_factor)
+        size = (1, hidden.shape[1] // cols * edge, cols * edge)
+        if config.size not in (None, size):
+            raise PluginError(
+                f"the configuration's size is {config.size}, but the call makes {size}; leave the size to the call's height "
+                "and width"
+            )
+        self.config = config = config.replace(size=size)
+        record = config.selection == "attention" and not config.is_full
+        if record and len(hidden) > 1:
+            raise PluginError("selection 'attention' is for one picture per call; call once per picture, or use another rule")
+        spacing = {} if config.is_full else {**self.stock.config, "shift": self.stock.shift}  # a full run is the call's own
+        text = int(kwargs["encoder_hidden_states"].shape[1])
+        denoiser = _Handed(
+            transformer, patch=PATCH, native_size=size, schedule=FlowSchedule(spacing),
+            shape=TransformerShape.from_config(transformer.config, text, edge), device=hidden.device, frame=config.frame,
+            guidance=1.0 if transformer.config.guidance_embeds else None, record_attention=record,
+        )  # fmt: skip
+        denoiser.pictures, denoiser.channels = len(hidden), len(hidden) * denoiser.channels
+        if config.is_full:
+            denoiser.steps = [min(s, 1.0) for s in self.given]
+        else:
+            rows = size[1] // edge * cols
+            want = denoiser.sigmas(config.nfe, rows)
+            if not np.allclose(want, self.given, atol=1e-5) or self.stock.config.stochastic_sampling:
+                raise PluginError(
+                    "this call sets sigmas of its own, or a stochastic scheduler; Fresco spaces each stage's steps itself, so "
+                    "leave both to their defaults, or use FrescoConfig.full"
+                )
+        self.denoiser, self.layout = denoiser, Layout(denoiser.channels, PATCH)
+        shape = denoiser.token_shape(size)
+        fine = TokenGrid.uniform(shape, config.levels, config.levels)
+        self.grid = fine if config.is_full else TokenGrid.uniform(shape, config.levels, 0)
+        self.sigma = schedule.plan(config, denoiser.sigmas, len(self.grid), len(fine))[0][0]
+        self.canvas = hidden
+        latents = self.layout.unpack(self.fold(hidden), fine).float().cpu().numpy()
+        field = LatentNoise(latents, PATCH, config.levels)
+        coherent = config.noise == "field" and config.transition != "restart"
+        noise: Noise = field if coherent else _FreshAfter(field)
+        self.x = torch.as_tensor(field.at(self.grid)).to(hidden.device, torch.float32)
+        self.noise_of = FieldNoise(field)
+        self.steps = sample(denoiser, Conditioning(self.prompt), config, noise=noise)
+        self.index, self.calls = 0, 0
+        self.clock = time.perf_counter()
+        self.place()
+        origin = str(getattr(self.pipe.config, "_name_or_path", None) or type(self.pipe).__name__)
+        about = SimpleNamespace(
+            provenance=Path(origin).name if Path(origin).is_dir() else origin,
+            device=hidden.device, dtype=hidden.dtype,
+        )  # fmt: skip
+        self.trace = Trace(self.prompt, config, type(self.pipe).__name__, "enabled pipeline", provenance(about))  # type: ignore[arg-type]
+        _TRACES[self.pipe] = self.trace
+
+    def fold(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return (N, B*D) float32 from (B, N, D): the pictures' channels side by side."""
+        return tokens.float().transpose(0, 1).reshape(tokens.shape[1], -1)
+
+    def unfold(self, state: torch.Tensor) -> torch.Tensor:
+        """Return (B, N, D) from (N, B*D)."""
+        assert self.denoiser is not None
+        return state.reshape(len(state), self.denoiser.pictures, -1).transpose(0, 1)
+
+    def place(self) -> None:
+        """Note which token covers each cell, and one cell of each token."""
+        cells = self.grid.cells().ravel()
+        _, first = np.unique(cells, return_index=True)
+        self.cells, self.first = (torch.from_numpy(at).to(self.x.device) for at in (cells, first))
+
+    # Around a forward.
+
+    def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Give the transformer the tokens in place of the latents."""
+        if threading.get_ident() != self.thread:
+            return None  # somebody else's forward on a shared transformer
+        hidden = kwargs["hidden_states"]
+        if self.denoiser is None:
+            self.start(hidden, kwargs)
+        elif self.calls == 0 and hidden is not self.canvas and not torch.equal(hidden, self.canvas):
+            self.adopt(hidden)
+        self.calls += 1
+        if self.config.is_full:
+            return None  # nothing to change: the stock forward
+        assert self.denoiser is not None
+        plan = AttentionPlan(int(kwargs["encoder_hidden_states"].shape[1]))
+        if self.denoiser.record_attention and self.calls == 1:  # the conditional forward comes first
+            plan.received = torch.zeros(plan.text + len(self.grid), device=hidden.device)
+            self.plan = plan
+        own = self.denoiser.token_arguments(self.grid, self.sigma, plan, len(hidden), kwargs["timestep"].dtype)
+        extra = {**(kwargs.get("joint_attention_kwargs") or {}), **(own.pop("joint_attention_kwargs") or {})}
+        tokens = self.unfold(self.x).to(hidden.dtype)
+        return args, kwargs | own | {"hidden_states": tokens, "joint_attention_kwargs": extra}
+
+    def after(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Spread each token's velocity over the cells it covers."""
+        if threading.get_ident() != self.thread or self.config.is_full:
+            return None
+        if isinstance(output, tuple):
+            return (output[0][:, self.cells], *output[1:])
+        return type(output)(sample=output.sample[:, self.cells])
+
+    def adopt(self, hidden: torch.Tensor) -> None:
+        """Take over latents that a callback has changed."""
+        if len(self.grid) == len(self.cells):
+            self.x.copy_(self.fold(hidden[:, self.first]))  # in place: the sampler goes on from this tensor
+            return
+        fine = TokenGrid.uniform(self.grid.shape, self.grid.levels, self.grid.levels)
+        change = self.layout.unpack(self.fold(hidden) - self.fold(self.canvas), fine)
+        self.x += self.layout.gather(change, self.grid)
+
+    # After the step's last forward.
+
+    def advance(self, velocity: torch.Tensor, stock: torch.Tensor) -> torch.Tensor:
+        """Run the sampler's step on the velocity (B, cells, D), guidance included, and return the next latents.
+
+        Args:
+            velocity: what the pipeline made of its forwards.
+            stock: the next latents by the stock scheduler, which a run at full resolution takes bit for bit.
+        """
+        denoiser = self.denoiser
+        assert denoiser is not None
+        denoiser.velocity, denoiser.calls = self.fold(velocity[:, self.first]), self.calls
+        if denoiser.record_attention:
+            assert self.plan.received is not None
+            denoiser.received(self.plan.received[self.plan.text :] / self.plan.weight)
+        step = next(self.steps)
+        assert step.sigma == self.sigma  # the forward ran on the very state that the sampler went on from
+        assert step.x is self.x if self.index else torch.equal(step.x, self.x)
+        if self.config.is_full:
+            step.x_next.copy_(self.fold(stock))
+            self.canvas = stock
+        else:
+            self.canvas = self.spread(step).to(stock.dtype)
+        wait(velocity.device)
+        now = time.perf_counter()
+        self.trace.events.append(event_of(step, self.config, denoiser, self.noise_of, None, now - self.clock, 0.0))
+        if step.grid_next is not step.grid:
+            self.grid = step.grid_next
+            self.place()
+            if getattr(self.transformer, "is_cache_enabled", False):
+                self.transformer._reset_stateful_cache()  # feature caches hold another number of tokens
+        self.x, self.sigma, self.calls, self.index = step.x_next, step.sigma_next, 0, self.index + 1
+        if not self.config.is_full and self.index < len(self.scheduler.timesteps):
+            self.scheduler.timesteps[self.index] = self.sigma * 1000  # what a callback is told
+        self.clock = time.perf_counter()
+        return self.canvas
+
+    def spread(self, step: SamplerStep) -> torch.Tensor:
+        """Return latents of full shape, (B, cells, D): a parent's latent pixels are replicated."""
+        grid = step.grid_next
+        if len(grid) == int(np.prod(grid.shape)):
+            order = torch.from_numpy(grid.cells().ravel()).to(step.x_next.device)
+            return self.unfold(step.x_next[order])
+        dense, (_, rows, cols) = self.layout.canvas(step.x_next, grid)[:, 0], grid.shape
+        tiles = dense.reshape(self.layout.channels, rows, PATCH, cols, PATCH).permute(1, 3, 0, 2, 4)
+        return self.unfold(tiles.reshape(rows * cols, self.layout.dim))
+
+    def finish(self, output: Any) -> None:
+        """Put the finished picture into the trace, where the call made one."""
+        if self.denoiser is None or not self.trace.events:
+            return
+        images = output[0] if isinstance(output, tuple) else output.images
+        if isinstance(images, torch.Tensor) or len(self.trace.events) < self.config.nfe:
+            return
+        picture = np.asarray(images[0])
+        if picture.dtype != np.uint8:
+            picture = (picture * 255).round().astype(np.uint8)
+        self.trace.events[-1] = dataclasses.replace(self.trace.events[-1], preview=picture[None])
+
+
+_CONFIGS: weakref.WeakKeyDictionary[Any, FrescoConfig] = weakref.WeakKeyDictionary()
+_TRACES: weakref.WeakKeyDictionary[Any, Trace] = weakref.WeakKeyDictionary()
+
+
+@functools.cache
+def _subclass(cls: Any) -> Any:
+    """Return the pipeline's class with a call that runs Fresco; Python looks `__call__` up on the class only."""
+
+    @functools.wraps(cls.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        prompt = args[0] if args else kwargs.get("prompt")
+        text = prompt if isinstance(prompt, str) else " | ".join(prompt or [])
+        with _Run(self, _CONFIGS[self], text) as run:
+            output = cls.__call__(self, *args, **kwargs)
+            run.finish(output)
+        return output
+
+    members = {"__call__": call, "__module__": cls.__module__, "__doc__": cls.__doc__, "_fresco_stock": cls}
+    return type(cls.__name__, (cls,), members)
+
+
+class Enabled:
+    """A pipeline that runs Fresco; as a context manager it disables at the end."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def __enter__(self) -> Any:
+        return self.pipe
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        disable(self.pipe)
+
+
+def enable(pipe: Any, config: FrescoConfig | None = None) -> Enabled:
+    """Make a stock FLUX pipeline run Fresco through its ordinary call, until `disable`; or `with fresco.enable(pipe): ...`.
+
+    The call decides the prompt, size, guidance, steps and seed: `num_inference_steps` is the NFE, the generator's latents
+    are the noise field. Several pictures of one call share their tokens, chosen by the mean variance. Callbacks, true
+    classifier-free guidance and offloading work as ever; with `FrescoConfig.full` the call is the stock one, bit for bit.
+
+    Args:
+        pipe: a `FluxPipeline`.
+        config: the settings; None is `FrescoConfig.recommended()`. Enabling again replaces them.
+
+    Raises:
+        PluginError: on another pipeline, transformer or scheduler, or settings that the call decides.
+    """
+    config = config or FrescoConfig.recommended()
+    if not isinstance(pipe, FluxPipeline):
+        raise PluginError(f"{type(pipe).__name__} is not supported; enable a FluxPipeline")
+    if not isinstance(pipe.transformer, FluxTransformer2DModel):
+        raise PluginError(
+            f"the pipeline's transformer is a {type(pipe.transformer).__name__}; it must be a FluxTransformer2DModel (compile "
+            "its blocks instead: compile_repeated_blocks)"
+        )
+    if type(pipe.scheduler) is not FlowMatchEulerDiscreteScheduler:
+        raise PluginError(
+            f"the pipeline's scheduler is {type(pipe.scheduler).__name__}; Fresco needs FlowMatchEulerDiscreteScheduler"
+        )
+    if config.guidance is not None:
+        raise PluginError("guidance belongs to the call here: leave it out of the configuration and pass guidance_scale")
+    if not config.is_full:
+        FlowSchedule(pipe.scheduler.config)  # names the settings that cannot be used
+    if pipe not in _CONFIGS:
+        cls: Any = type(pipe)
+        pipe.__class__ = _subclass(cls)
+    _CONFIGS[pipe] = config
+    return Enabled(pipe)
+
+
+def disable(pipe: Any) -> None:
+    """Make the pipeline stock again; the last trace stays. Nothing happens where it is stock already."""
+    if _CONFIGS.pop(pipe, None) is not None:
+        pipe.__class__ = type(pipe)._fresco_stock
+
+
+def last_trace(pipe: Any) -> Trace:
+    """Return the trace of the pipeline's last call; an interrupted call has fewer events than its NFE.
+
+    Raises:
+        PluginError: where no call has run Fresco yet.
+    """
+    if pipe not in _TRACES:
+        raise PluginError("this pipeline has made no Fresco run yet; enable it and call it")
+    return _TRACES[pipe]
