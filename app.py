@@ -40,6 +40,9 @@ SPLITS = json.dumps({nfe: default_split(nfe) for nfe in range(4, 51)})
 CHECKS = ("every", "1", "2", "3")
 TAU = 0.004
 PRESETS = {"recommended": FrescoConfig.recommended(tau=TAU), "paper": FrescoConfig.paper()}
+# The visitor's own fonts: nothing to load, and bold text in the same face as the rest.
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+THEME = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
 # The controls that are a setting of FrescoConfig by name; the order of all inputs is CONTROLS.
 CHOICES = ("transition", "noise", "signal", "selection", "expansion", "frame", "levels", "detail_gain", "guidance")
 CONTROLS = (
@@ -243,7 +246,7 @@ def page() -> gr.Blocks:
     with gr.Blocks(title="Fresco", analytics_enabled=False) as demo:
         gr.Markdown(ABOUT, elem_id="title")
         with gr.Row(elem_id="ask"):
-            c = {"prompt": gr.Textbox(**told("prompt"), lines=1, scale=6, max_length=20_000, elem_id="prompt")}
+            c = {"prompt": gr.Textbox(**told("prompt"), lines=1, scale=6, min_width=320, max_length=20_000, elem_id="prompt")}
             start = gr.Button("Run", variant="primary", scale=1, min_width=90, elem_id="run")
             stop = gr.Button("Stop", scale=1, min_width=90, elem_id="stop")
         with gr.Row():
@@ -252,10 +255,10 @@ def page() -> gr.Blocks:
                     [(b["prompt"].split(",")[0], slug) for slug, b in recorded().items()],
                     label="Recorded: no model needed", elem_id="gallery", visible=bool(recorded()),
                 )  # fmt: skip
-            with gr.Column(min_width=300, scale=2):
+            with gr.Column(min_width=300):
                 gr.Examples(
                     EXAMPLES["prompts"], c["prompt"], cache_examples=False, api_visibility="private",
-                    label="Prompts to run live",
+                    label="Prompts to run live", elem_id="examples",
                 )  # fmt: skip
         with gr.Row(elem_id="stage"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
@@ -344,8 +347,8 @@ def main() -> None:
     gr.set_static_paths([TRACES])
     threading.Thread(target=load, args=(MODELS[0],), daemon=True).start()
     page().queue(max_size=32).launch(
-        server_name=args.host, server_port=args.port, css_paths=[CSS], head=JS["head"], show_error=False, ssr_mode=False,
-        run_history=False, mcp_server=True, footer_links=["api", "settings"],
+        server_name=args.host, server_port=args.port, theme=THEME, css_paths=[CSS], head=JS["head"], show_error=False,
+        ssr_mode=False, run_history=False, mcp_server=True, footer_links=["api", "settings"],
     )  # fmt: skip
 
 

@@ -19,7 +19,6 @@ go first. On the right: the same seed at full resolution, and what it costs."""
 
 # One plain sentence for each choice.
 HELP = {
-    "prompt": "What the picture should show.",
     "seed": "One seed is one noise field: the same at every resolution, so sketch and picture belong together.",
     "model": "sinopia: the small bundled text-to-image model. oracle: a random field with an exact denoiser, no weights.",
     "preset": "Fills in the choices below. recommended: promote as tokens settle. paper: as published, where it says.",
