@@ -213,5 +213,7 @@ class Promoter:
         )  # fmt: skip
         x_next, sigma_next = TRANSITIONS[self.transition](switch)
         self.history.expand(switch.mask, grid_next, switch.parent, self.layout)
-        self.path.land(switch, sigma_next, x_next)
-        return grid_next, sigma_next, x_next, switch.spread()
+        if self.path.nodes:  # kept for `rewind` alone
+            self.path.land(switch, sigma_next, x_next)
+        # With one level no token is left to promote from here, so nobody will ask for the estimate.
+        return grid_next, sigma_next, x_next, switch.spread() if grid.levels > 1 else x0
