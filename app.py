@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from fresco.config import EXPANSIONS, NOISES, SELECTIONS, SIGNALS, TRANSITIONS, ConfigError, FrescoConfig
+from fresco.config import EXPANSIONS, NOISES, REFERENCES, SELECTIONS, SIGNALS, TRANSITIONS, ConfigError, FrescoConfig
 from fresco.errors import FrescoError
 from fresco.grid import FRAMES
 from fresco.schedule import default_split
@@ -33,7 +33,6 @@ from viz.page import ABOUT, CSS, HELP, JS, LABELS, VIEWER
 TRACES = Path(__file__).parent / "assets" / "traces"
 FLUX = tuple(n for n in ("flux-dev", "flux-schnell", "flux-lite") if os.environ.get("FRESCO_" + n.upper().replace("-", "_")))
 MODELS = ("sinopia", "oracle", *FLUX)
-REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")
 EXAMPLES = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))
 LIMITS: dict[str, tuple[float, float]] = {"nfe": (4, 50), "window": (2, 12), "levels": (1, 2), "detail_gain": (0, 1)}
 SPLITS = json.dumps({nfe: default_split(nfe) for nfe in range(4, 51)})

@@ -17,6 +17,7 @@ SIGNALS = ("x0", "z", "channel")
 EXPANSIONS = ("hadamard", "hadamard_token", "nearest", "bilinear")
 TRANSITIONS = ("carry", "rewind", "renoise", "renoise_x0", "restart")
 NOISES = ("field", "fresh")
+REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")  # what a run can be compared with
 MAX_NFE = 1000
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fresco.config import ConfigError, FrescoConfig
+from fresco.config import REFERENCES, ConfigError, FrescoConfig
 from fresco.cost import same_flops_steps
 from fresco.denoiser import Conditioning, Denoiser, Model
 from fresco.errors import FrescoError
@@ -182,9 +182,6 @@ def race(tracks: Mapping[int, Iterator[StepEvent]]) -> Iterator[tuple[int, StepE
             close = getattr(events, "close", None)
             if close:
                 close()
-
-
-REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")
 
 
 @dataclass(frozen=True, eq=False)

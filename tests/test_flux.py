@@ -20,6 +20,7 @@ from fresco.cost import TransformerShape
 from fresco.denoiser import AttentionDenoiser, Conditioning
 from fresco.grid import FRAMES, TokenGrid
 from fresco.sampler import sample
+from tests.tiny_flux import Given
 
 TEXT, SIDE = 5, 8  # text tokens; image tokens per side of the finest grid
 DEV = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
@@ -82,20 +83,6 @@ class Forced(TokenGrid):
     """A uniform grid that goes the way of mixed ones."""
 
     is_uniform = False
-
-
-class Given:
-    """A noise source that returns the pipeline's own latents."""
-
-    def __init__(self, latents: torch.Tensor) -> None:
-        self.latents = latents
-
-    def at(self, grid: TokenGrid) -> np.ndarray:
-        assert len(grid) == len(self.latents)
-        return self.latents.numpy()
-
-    def details(self, grid: TokenGrid, mask: np.ndarray) -> np.ndarray:
-        raise AssertionError("a full run draws no details")
 
 
 @pytest.mark.parametrize(

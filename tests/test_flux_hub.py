@@ -22,11 +22,10 @@ from fresco.backends import ModelError, load_model
 from fresco.backends.flux_hub import CHECKPOINTS, HubModel, Needs, fetch, memory, parameters
 from fresco.config import FrescoConfig
 from fresco.cost import SHAPES
-from fresco.grid import TokenGrid
 from fresco.record import run
 from fresco.sampler import sample
 from fresco.tokens import Layout
-from tests.tiny_flux import DEV, SCHNELL, tiny_flux
+from tests.tiny_flux import DEV, SCHNELL, Given, tiny_flux
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 GIB = 1 << 30
@@ -59,20 +58,6 @@ def load(name: str, folder: Path, dtype: str = "float32") -> HubModel:
     found = load_model(f"{name}:{folder}", device="cpu", dtype=dtype)
     assert isinstance(found, HubModel)
     return found
-
-
-class Given:
-    """A noise source that returns the pipeline's own latents, (N, D)."""
-
-    def __init__(self, latents: torch.Tensor) -> None:
-        self.latents = latents
-
-    def at(self, grid: TokenGrid) -> np.ndarray:
-        assert len(grid) == len(self.latents)
-        return self.latents.numpy()
-
-    def details(self, grid: TokenGrid, mask: np.ndarray) -> np.ndarray:
-        raise AssertionError("a full run draws no details")
 
 
 @pytest.mark.parametrize(("name", "tokens", "guidance"), [("flux-dev", 512, 3.5), ("flux-schnell", 256, None)])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+
+from fresco.grid import TokenGrid
 
 DEV = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
 SCHNELL = {"use_dynamic_shifting": False, "shift": 1.0}
@@ -51,3 +54,17 @@ def tiny_flux(guidance: bool = True, scheduler: dict[str, Any] = DEV, seed: int 
         part.eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+class Given:
+    """A noise source that returns the pipeline's own latents, (N, D)."""
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        self.latents = latents
+
+    def at(self, grid: TokenGrid) -> np.ndarray:
+        assert len(grid) == len(self.latents)
+        return self.latents.numpy()
+
+    def details(self, grid: TokenGrid, mask: np.ndarray) -> np.ndarray:
+        raise AssertionError("a full run draws no details")
