@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fresco.config import EXPANSIONS, NOISES, SELECTIONS, SIGNALS, TRANSITIONS, FrescoConfig
+from fresco.config import EXPANSIONS, NOISES, POSITIONS, SELECTIONS, SIGNALS, TRANSITIONS, FrescoConfig
 from fresco.errors import FrescoError
-from fresco.grid import FRAMES
 
 
 def _whole(text: str, parts: int, separator: str) -> tuple[int, ...]:
@@ -169,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reference", type=int, metavar="STEPS", help="also run full resolution with so many steps, and compare")
     for name, names in {
         "transition": TRANSITIONS, "noise": NOISES, "signal": SIGNALS, "selection": SELECTIONS,
-        "expansion": EXPANSIONS, "frame": FRAMES,
+        "expansion": EXPANSIONS, "frame": POSITIONS,
     }.items():  # fmt: skip
         sub.add_argument(f"--{name}", choices=names)
 

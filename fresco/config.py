@@ -17,6 +17,7 @@ SIGNALS = ("x0", "z", "channel")
 EXPANSIONS = ("hadamard", "hadamard_token", "nearest", "bilinear")
 TRANSITIONS = ("carry", "rewind", "renoise", "renoise_x0", "restart")
 NOISES = ("field", "fresh")
+POSITIONS = ("auto", *FRAMES)
 REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")  # what a run can be compared with
 MAX_NFE = 1000
 
@@ -64,7 +65,8 @@ class FrescoConfig:
         expansion: how a parent becomes four children, a name in EXPANSIONS (METHOD 2.1).
         transition: how tokens move at a switch, a name in TRANSITIONS (METHOD 2.2).
         noise: "field" (coordinate-bound) or "fresh".
-        frame: position frame of mixed grids, a name in fresco.grid.FRAMES (METHOD 2.5).
+        frame: position frame of mixed grids, a name in POSITIONS (METHOD 2.5); "auto" is `phase_aligned` where the model
+            can do it, else `coarse`.
         detail_gain: lambda, high-band signal variance per channel; 0 = off. It acts where details are added: the hadamard
             expansions with carry, rewind or renoise (METHOD 2.2).
         guidance: guidance scale; None is the model's own.
@@ -85,7 +87,7 @@ class FrescoConfig:
     expansion: str = "hadamard"
     transition: str = "carry"
     noise: str = "field"
-    frame: str = "phase_aligned"
+    frame: str = "auto"
     detail_gain: float = 0.0
     guidance: float | None = None
     seed: int = 0
@@ -102,7 +104,7 @@ class FrescoConfig:
         _choice("expansion", self.expansion, EXPANSIONS)
         _choice("transition", self.transition, TRANSITIONS)
         _choice("noise", self.noise, NOISES)
-        _choice("frame", self.frame, FRAMES)
+        _choice("frame", self.frame, POSITIONS)
         self._check_stages()
         self._check_drive()
 

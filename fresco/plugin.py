@@ -15,23 +15,26 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import threading
 import time
 import weakref
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 
 from fresco import schedule
-from fresco.backends.flux import AttentionPlan, FlowSchedule, FluxDenoiser, FrescoAttnProcessor, uninstall
+from fresco.backends import ModelError
+from fresco.backends.family import FAMILIES, Family, Seating, Shape, family_of, seat
+from fresco.backends.flow import FlowSchedule
 from fresco.config import FrescoConfig
-from fresco.cost import TransformerShape
 from fresco.denoiser import Conditioning, Noise
 from fresco.errors import FrescoError
 from fresco.grid import TokenGrid
@@ -41,7 +44,15 @@ from fresco.sampler import SamplerStep, sample
 from fresco.tokens import Layout
 from fresco.trace import Trace
 
-PATCH = 2  # latent pixels per token side of every FLUX
+
+def transformers(pipe: Any) -> list[Any]:
+    """Return the transformers of a pipeline; Wan 2.2 has one for each half of the noise levels."""
+    found = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
+    return [part for part in found if isinstance(part, torch.nn.Module)]
+
+
+def _able() -> str:
+    return "a stock text-to-image or text-to-video pipeline with one of " + ", ".join(FAMILIES)
 
 
 class PluginError(FrescoError):
@@ -88,26 +99,34 @@ class _FreshAfter(FreshNoise):
         self._field = field
 
 
-class _Handed(FluxDenoiser):
+class _Handed:
     """A denoiser whose velocities come from outside: the pipeline's own forwards, guidance included.
 
     All pictures of a call are one state: they share the tokens, and their channels stand side by side.
     """
 
-    pictures = 1
-    calls = 1
-    velocity: torch.Tensor | None = None
-    steps: list[float] | None = None
+    def __init__(self, family: Family, shape: Shape, spacing: FlowSchedule, text_tokens: int, rows: int, pictures: int) -> None:
+        self.channels, self.patch, self.device = pictures * family.channels, family.patch, torch.device("cpu")
+        self.shape, self.spacing, self.rows = shape, spacing, rows
+        self.forward_flops = family.flops(text_tokens)
+        self.calls = 1
+        self.steps: list[float] | None = None
+        self.velocity: torch.Tensor | None = None
+        self.seen: torch.Tensor | None = None
+
+    def token_shape(self, size: tuple[int, int, int] | None) -> Shape:
+        """Return the token grid of the call."""
+        return self.shape
 
     def sigmas(self, n: int, tokens: int, start: float = 1.0, end: float = 0.0) -> list[float]:
         """Return the sigmas the call itself set, where a run at full resolution asks for them; else the model's."""
         if self.steps is not None and (start, end) == (1.0, 0.0):
             return self.steps
-        return super().sigmas(n, tokens, start, end)
+        return self.spacing.sigmas(n, tokens, start, end)
 
     def flops(self, tokens: int) -> float:
-        """Return the FLOPs of one step: every picture, and every forward that guidance takes."""
-        return self.calls * self.pictures * self.shape.flops(tokens)
+        """Return the FLOPs of one step: every row of the batch, and every forward that guidance takes."""
+        return self.calls * self.rows * self.forward_flops(tokens)
 
     def __call__(self, x: torch.Tensor, grid: TokenGrid, sigma: float, cond: Conditioning) -> torch.Tensor:
         """Return the velocity of the forwards that have just run on this state."""
@@ -116,9 +135,10 @@ class _Handed(FluxDenoiser):
         velocity, self.velocity = self.velocity, None
         return velocity
 
-    def received(self, attention: torch.Tensor | None) -> None:
-        """Take over the attention each token received in this step's conditional forward."""
-        self._received = attention
+    def attention(self, grid: TokenGrid) -> torch.Tensor:
+        """Return (N,) float32: the attention each token received in this step's conditional forward."""
+        assert self.seen is not None
+        return self.seen
 
 
 class _Scheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is untyped
@@ -154,29 +174,30 @@ class _Run:
         self.pipe, self.config, self.prompt = pipe, config, prompt
         self.thread = threading.get_ident()
         self.denoiser: _Handed | None = None
-        self.plan = AttentionPlan(0)
+        self.families = {part: family_of(part) for part in transformers(pipe)}
+        self.family = next(iter(self.families.values()))
 
     # What is installed, and taken away whatever happens.
 
     def __enter__(self) -> _Run:
-        transformer, self.stock = self.pipe.transformer, self.pipe.scheduler
-        self.transformer = transformer
+        self.stock = self.pipe.scheduler
         ours = copy.copy(self.stock)  # shifts set by hand are attributes, not config
         ours.__class__, ours.run = _Scheduler, self
-        self.had_processor = any(isinstance(p, FrescoAttnProcessor) for p in transformer.attn_processors.values())
-        self.hooks = [
-            transformer.register_forward_pre_hook(self.before, with_kwargs=True),
-            transformer.register_forward_hook(self.after, with_kwargs=True),
-        ]
+        self.undo: list[Callable[[], None]] = []
+        for transformer, family in self.families.items():
+            self.undo += [
+                family.install(),
+                transformer.register_forward_pre_hook(self.before, with_kwargs=True).remove,
+                transformer.register_forward_hook(self.after, with_kwargs=True).remove,
+            ]
         self.pipe.scheduler = ours
         return self
 
     def __exit__(self, *_: object) -> None:
         self.pipe.scheduler = self.stock
-        for hook in self.hooks:
-            hook.remove()
-        if not self.had_processor:
-            uninstall(self.transformer)
+        seat(None)
+        for undo in self.undo:
+            undo()
 
     # The call begins.
 
@@ -192,51 +213,48 @@ class _Run:
             self.config = self.config.replace(nfe=n)
         self.given = scheduler.sigmas.tolist()
 
-    def start(self, hidden: torch.Tensor, kwargs: dict[str, Any]) -> None:
-        """Start the sampler from the latents of the first forward, (B, cells, D)."""
-        transformer, config = self.transformer, self.config
-        row = kwargs["img_ids"].reshape(-1, kwargs["img_ids"].shape[-1])[: hidden.shape[1], 1].float()
-        cols = int((row == row[0]).sum())
-        edge = PATCH * int(self.pipe.vae_scale_factor)
-        size = (1, hidden.shape[1] // cols * edge, cols * edge)
+    def start(self, latents: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Start the sampler from the latents of the first forward, of full shape."""
+        family, config = self.family, self.config
+        shape = family.shape(args, kwargs)
+        stride, edge = family.pixels(self.pipe)
+        size = (1 + (shape[0] - 1) * stride, shape[1] * edge, shape[2] * edge)
         if config.size not in (None, size):
             raise PluginError(
                 f"the configuration's size is {config.size}, but the call makes {size}; leave the size to the call's height "
                 "and width"
             )
         self.config = config = config.replace(size=size)
-        record = config.selection == "attention" and not config.is_full
-        if record and len(hidden) > 1:
-            raise PluginError("selection 'attention' is for one picture per call; call once per picture, or use another rule")
-        spacing = {} if config.is_full else {**self.stock.config, "shift": self.stock.shift}  # a full run is the call's own
-        text = int(kwargs["encoder_hidden_states"].shape[1])
-        denoiser = _Handed(
-            transformer, patch=PATCH, native_size=size, schedule=FlowSchedule(spacing),
-            shape=TransformerShape.from_config(transformer.config, text, edge), device=hidden.device, frame=config.frame,
-            guidance=1.0 if transformer.config.guidance_embeds else None, record_attention=record,
-        )  # fmt: skip
-        denoiser.pictures, denoiser.channels = len(hidden), len(hidden) * denoiser.channels
+        pictures = len(latents) // family.rows_per_picture(self.pipe)
+        self.record = config.selection == "attention" and not config.is_full
+        if self.record and (pictures > 1 or not family.records):
+            raise PluginError(
+                "selection 'attention' is for one picture per call" + ("" if family.records else " of a FLUX.1 pipeline")
+                + "; use another rule" + (", or call once per picture" if family.records else "")
+            )  # fmt: skip
+        spacing = FlowSchedule({}) if config.is_full else family.schedule(self.stock, config.nfe)  # full: the call's own
+        denoiser = _Handed(family, shape, spacing, family.text_tokens(kwargs), len(latents), pictures)
+        denoiser.device = latents.device
+        rows = math.prod(shape)
         if config.is_full:
             denoiser.steps = [min(s, 1.0) for s in self.given]
         else:
-            rows = size[1] // edge * cols
             want = denoiser.sigmas(config.nfe, rows)
             if not np.allclose(want, self.given, atol=1e-5) or self.stock.config.stochastic_sampling:
                 raise PluginError(
                     "this call sets sigmas of its own, or a stochastic scheduler; Fresco spaces each stage's steps itself, so "
                     "leave both to their defaults, or use FrescoConfig.full"
                 )
-        self.denoiser, self.layout = denoiser, Layout(denoiser.channels, PATCH)
-        shape = denoiser.token_shape(size)
+        self.denoiser, self.layout, self.pictures = denoiser, Layout(denoiser.channels, denoiser.patch), pictures
         fine = TokenGrid.uniform(shape, config.levels, config.levels)
         self.grid = fine if config.is_full else TokenGrid.uniform(shape, config.levels, 0)
         self.sigma = schedule.plan(config, denoiser.sigmas, len(self.grid), len(fine))[0][0]
-        self.canvas = hidden
-        latents = self.layout.unpack(self.fold(hidden), fine).float().cpu().numpy()
-        field = LatentNoise(latents, PATCH, config.levels)
+        self.canvas = latents[:pictures]
+        pixels = self.layout.unpack(self.fold(family.tokens(self.canvas)), fine).float().cpu().numpy()
+        field = LatentNoise(pixels, denoiser.patch, config.levels)
         coherent = config.noise == "field" and config.transition != "restart"
         noise: Noise = field if coherent else _FreshAfter(field)
-        self.x = torch.as_tensor(field.at(self.grid)).to(hidden.device, torch.float32)
+        self.x = torch.as_tensor(field.at(self.grid)).to(latents.device, torch.float32)
         self.noise_of = FieldNoise(field)
         self.steps = sample(denoiser, Conditioning(self.prompt), config, noise=noise)
         self.index, self.calls = 0, 0
@@ -245,7 +263,7 @@ class _Run:
         origin = str(getattr(self.pipe.config, "_name_or_path", None) or type(self.pipe).__name__)
         about = SimpleNamespace(
             provenance=Path(origin).name if Path(origin).is_dir() else origin,
-            device=hidden.device, dtype=hidden.dtype,
+            device=latents.device, dtype=self.pipe.transformer.dtype,
         )  # fmt: skip
         self.trace = Trace(self.prompt, config, type(self.pipe).__name__, "enabled pipeline", provenance(about))  # type: ignore[arg-type]
         _TRACES[self.pipe] = self.trace
@@ -256,8 +274,7 @@ class _Run:
 
     def unfold(self, state: torch.Tensor) -> torch.Tensor:
         """Return (B, N, D) from (N, B*D)."""
-        assert self.denoiser is not None
-        return state.reshape(len(state), self.denoiser.pictures, -1).transpose(0, 1)
+        return state.reshape(len(state), self.pictures, -1).transpose(0, 1)
 
     def place(self) -> None:
         """Note which token covers each cell, and one cell of each token."""
@@ -271,72 +288,73 @@ class _Run:
         """Give the transformer the tokens in place of the latents."""
         if threading.get_ident() != self.thread:
             return None  # somebody else's forward on a shared transformer
-        hidden = kwargs["hidden_states"]
+        family = self.family = self.families[module]
+        latents = family.incoming(args, kwargs)
         if self.denoiser is None:
-            self.start(hidden, kwargs)
-        elif self.calls == 0 and hidden is not self.canvas and not torch.equal(hidden, self.canvas):
-            self.adopt(hidden)
+            self.start(latents, args, kwargs)
+        elif self.calls == 0 and latents is not self.canvas:
+            own = latents[: self.pictures]
+            if not torch.equal(own, self.canvas.to(own)):
+                self.adopt(own)
         self.calls += 1
         if self.config.is_full:
             return None  # nothing to change: the stock forward
-        assert self.denoiser is not None
-        plan = AttentionPlan(int(kwargs["encoder_hidden_states"].shape[1]))
-        if self.denoiser.record_attention and self.calls == 1:  # the conditional forward comes first
-            plan.received = torch.zeros(plan.text + len(self.grid), device=hidden.device)
-            self.plan = plan
-        own = self.denoiser.token_arguments(self.grid, self.sigma, plan, len(hidden), kwargs["timestep"].dtype)
-        extra = {**(kwargs.get("joint_attention_kwargs") or {}), **(own.pop("joint_attention_kwargs") or {})}
-        tokens = self.unfold(self.x).to(hidden.dtype)
-        return args, kwargs | own | {"hidden_states": tokens, "joint_attention_kwargs": extra}
+        # The conditional forward comes first; only it is recorded.
+        self.seating = Seating(self.grid, family.frame(self.config.frame), self.sigma, self.record and self.calls == 1)
+        tokens = self.unfold(self.x).to(latents.dtype).repeat(len(latents) // self.pictures, 1, 1)
+        found = family.arguments(args, kwargs, tokens, self.seating)
+        seat(self.seating)
+        return found
 
     def after(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """Spread each token's velocity over the cells it covers."""
         if threading.get_ident() != self.thread or self.config.is_full:
             return None
-        if isinstance(output, tuple):
-            return (output[0][:, self.cells], *output[1:])
-        return type(output)(sample=output.sample[:, self.cells])
+        seat(None)
+        assert self.denoiser is not None
+        if self.seating.record:
+            self.denoiser.seen = self.family.attention(self.seating)
+        return self.family.spread(output, self.cells, self.grid.shape)
 
-    def adopt(self, hidden: torch.Tensor) -> None:
+    def adopt(self, latents: torch.Tensor) -> None:
         """Take over latents that a callback has changed."""
+        tokens = self.family.tokens(latents)
         if len(self.grid) == len(self.cells):
-            self.x.copy_(self.fold(hidden[:, self.first]))  # in place: the sampler goes on from this tensor
+            self.x.copy_(self.fold(tokens[:, self.first]))  # in place: the sampler goes on from this tensor
             return
         fine = TokenGrid.uniform(self.grid.shape, self.grid.levels, self.grid.levels)
-        change = self.layout.unpack(self.fold(hidden) - self.fold(self.canvas), fine)
-        self.x += self.layout.gather(change, self.grid)
+        change = self.fold(tokens) - self.fold(self.family.tokens(self.canvas))
+        self.x += self.layout.gather(self.layout.unpack(change, fine), self.grid)
 
     # After the step's last forward.
 
     def advance(self, velocity: torch.Tensor, stock: torch.Tensor) -> torch.Tensor:
-        """Run the sampler's step on the velocity (B, cells, D), guidance included, and return the next latents.
+        """Run the sampler's step on the velocity, guidance included, and return the next latents, both of full shape.
 
         Args:
             velocity: what the pipeline made of its forwards.
             stock: the next latents by the stock scheduler, which a run at full resolution takes bit for bit.
         """
-        denoiser = self.denoiser
+        denoiser, family = self.denoiser, self.family
         assert denoiser is not None
-        denoiser.velocity, denoiser.calls = self.fold(velocity[:, self.first]), self.calls
-        if denoiser.record_attention:
-            assert self.plan.received is not None
-            denoiser.received(self.plan.received[self.plan.text :] / self.plan.weight)
+        denoiser.velocity, denoiser.calls = self.fold(family.tokens(velocity)[:, self.first]), self.calls
         step = next(self.steps)
         assert step.sigma == self.sigma  # the forward ran on the very state that the sampler went on from
         assert step.x is self.x if self.index else torch.equal(step.x, self.x)
         if self.config.is_full:
-            step.x_next.copy_(self.fold(stock))
+            step.x_next.copy_(self.fold(family.tokens(stock)))
             self.canvas = stock
         else:
-            self.canvas = self.spread(step).to(stock.dtype)
+            self.canvas = family.latents(self.spread(step), self.grid.shape).to(stock.dtype)
         wait(velocity.device)
         now = time.perf_counter()
         self.trace.events.append(event_of(step, self.config, denoiser, self.noise_of, None, now - self.clock, 0.0))
         if step.grid_next is not step.grid:
             self.grid = step.grid_next
             self.place()
-            if getattr(self.transformer, "is_cache_enabled", False):
-                self.transformer._reset_stateful_cache()  # feature caches hold another number of tokens
+            for transformer in self.families:
+                if getattr(transformer, "is_cache_enabled", False):
+                    transformer._reset_stateful_cache()  # feature caches hold another number of tokens
         self.x, self.sigma, self.calls, self.index = step.x_next, step.sigma_next, 0, self.index + 1
         if not self.config.is_full and self.index < len(self.scheduler.timesteps):
             self.scheduler.timesteps[self.index] = self.sigma * 1000  # what a callback is told
@@ -344,26 +362,28 @@ class _Run:
         return self.canvas
 
     def spread(self, step: SamplerStep) -> torch.Tensor:
-        """Return latents of full shape, (B, cells, D): a parent's latent pixels are replicated."""
+        """Return all cells' tokens, (B, cells, D): a parent's latent pixels are replicated."""
         grid = step.grid_next
         if len(grid) == int(np.prod(grid.shape)):
             order = torch.from_numpy(grid.cells().ravel()).to(step.x_next.device)
             return self.unfold(step.x_next[order])
-        dense, (_, rows, cols) = self.layout.canvas(step.x_next, grid)[:, 0], grid.shape
-        tiles = dense.reshape(self.layout.channels, rows, PATCH, cols, PATCH).permute(1, 3, 0, 2, 4)
-        return self.unfold(tiles.reshape(rows * cols, self.layout.dim))
+        fine = TokenGrid.uniform(grid.shape, grid.levels, grid.levels)
+        return self.unfold(self.layout.gather(self.layout.canvas(step.x_next, grid), fine))
 
     def finish(self, output: Any) -> None:
         """Put the finished picture into the trace, where the call made one."""
         if self.denoiser is None or not self.trace.events:
             return
-        images = output[0] if isinstance(output, tuple) else output.images
-        if isinstance(images, torch.Tensor) or len(self.trace.events) < self.config.nfe:
+        made = output[0] if isinstance(output, tuple) else getattr(output, "images", None)
+        made = getattr(output, "frames", None) if made is None else made
+        if made is None or isinstance(made, torch.Tensor) or len(self.trace.events) < self.config.nfe:
             return
-        picture = np.asarray(images[0])
+        first = made[0]
+        picture = np.stack([np.asarray(frame) for frame in first]) if isinstance(first, list) else np.asarray(first)
         if picture.dtype != np.uint8:
             picture = (picture * 255).round().astype(np.uint8)
-        self.trace.events[-1] = dataclasses.replace(self.trace.events[-1], preview=picture[None])
+        picture = picture if picture.ndim == 4 else picture[None]  # a video has its frames already
+        self.trace.events[-1] = dataclasses.replace(self.trace.events[-1], preview=picture)
 
 
 _CONFIGS: weakref.WeakKeyDictionary[Any, FrescoConfig] = weakref.WeakKeyDictionary()
@@ -401,27 +421,33 @@ class Enabled:
 
 
 def enable(pipe: Any, config: FrescoConfig | None = None) -> Enabled:
-    """Make a stock FLUX pipeline run Fresco through its ordinary call, until `disable`; or `with fresco.enable(pipe): ...`.
+    """Make a stock pipeline run Fresco through its ordinary call, until `disable`; or `with fresco.enable(pipe): ...`.
 
     The call decides the prompt, size, guidance, steps and seed: `num_inference_steps` is the NFE, the generator's latents
     are the noise field. Several pictures of one call share their tokens, chosen by the mean variance. Callbacks, true
     classifier-free guidance and offloading work as ever; with `FrescoConfig.full` the call is the stock one, bit for bit.
 
     Args:
-        pipe: a `FluxPipeline`.
+        pipe: a stock pipeline of one of the families in `fresco.backends.family.FAMILIES`.
         config: the settings; None is `FrescoConfig.recommended()`. Enabling again replaces them.
 
     Raises:
         PluginError: on another pipeline, transformer or scheduler, or settings that the call decides.
     """
     config = config or FrescoConfig.recommended()
-    if not isinstance(pipe, FluxPipeline):
-        raise PluginError(f"{type(pipe).__name__} is not supported; enable a FluxPipeline")
-    if not isinstance(pipe.transformer, FluxTransformer2DModel):
-        raise PluginError(
-            f"the pipeline's transformer is a {type(pipe.transformer).__name__}; it must be a FluxTransformer2DModel (compile "
-            "its blocks instead: compile_repeated_blocks)"
-        )
+    parts = transformers(pipe)
+    if not parts:
+        raise PluginError(f"{type(pipe).__name__} is not supported: it has no transformer; enable {_able()}")
+    try:
+        families = [family_of(part) for part in parts]
+    except ModelError as error:
+        raise PluginError(f"{type(pipe).__name__} is not supported: {error}") from None
+    names = families[0].pipelines
+    if not any(cls.__name__ in names for cls in type(pipe).__mro__):
+        raise PluginError(f"{type(pipe).__name__} is not supported; with this transformer, enable {' or '.join(names)}")
+    if not config.is_full:
+        for family in families:
+            family.frame(config.frame)
     if type(pipe.scheduler) is not FlowMatchEulerDiscreteScheduler:
         raise PluginError(
             f"the pipeline's scheduler is {type(pipe.scheduler).__name__}; Fresco needs FlowMatchEulerDiscreteScheduler"
@@ -429,7 +455,7 @@ def enable(pipe: Any, config: FrescoConfig | None = None) -> Enabled:
     if config.guidance is not None:
         raise PluginError("guidance belongs to the call here: leave it out of the configuration and pass guidance_scale")
     if not config.is_full:
-        FlowSchedule(pipe.scheduler.config)  # names the settings that cannot be used
+        families[0].schedule(pipe.scheduler, config.nfe)  # names the settings that cannot be used
     if pipe not in _CONFIGS:
         cls: Any = type(pipe)
         pipe.__class__ = _subclass(cls)

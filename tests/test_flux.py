@@ -14,7 +14,8 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from fresco.backends import ModelError
-from fresco.backends.flux import FlowSchedule, FluxDenoiser, FrescoAttnProcessor, install, uninstall
+from fresco.backends.flow import FlowSchedule
+from fresco.backends.flux import FluxDenoiser, FrescoAttnProcessor, install, uninstall
 from fresco.config import FrescoConfig
 from fresco.cost import TransformerShape
 from fresco.denoiser import AttentionDenoiser, Conditioning

@@ -13,7 +13,8 @@ from accelerate import cpu_offload_with_hook
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FluxPipeline
 
 import fresco
-from fresco.backends.flux import FlowSchedule, FluxDenoiser, FrescoAttnProcessor, uninstall
+from fresco.backends.flow import FlowSchedule
+from fresco.backends.flux import FluxDenoiser, FrescoAttnProcessor, uninstall
 from fresco.config import FrescoConfig
 from fresco.cost import TransformerShape
 from fresco.denoiser import Conditioning
@@ -354,7 +355,7 @@ def test_a_feature_cache_may_be_on(saved: Path) -> None:
 
 
 def test_what_cannot_be_enabled(dev: Any) -> None:
-    with pytest.raises(PluginError, match="str is not supported; enable a FluxPipeline"):
+    with pytest.raises(PluginError, match="str is not supported: it has no transformer; enable a stock"):
         fresco.enable("pipe")
     with pytest.raises(PluginError, match="pass guidance_scale"):
         fresco.enable(dev, FrescoConfig.recommended(guidance=3.0))

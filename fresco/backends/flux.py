@@ -7,6 +7,7 @@ Source: METHOD 2.5, 2.6; MODELS (FLUX).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -16,80 +17,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor, _get_qkv_projections
 from numpy.typing import NDArray
 
 from fresco.backends import ModelError
+from fresco.backends.family import Family, Seating, Shape
+from fresco.backends.flow import FlowSchedule
 from fresco.config import FrescoConfig
 from fresco.cost import TransformerShape
 from fresco.denoiser import Conditioning
 from fresco.grid import TokenGrid
-from fresco.schedule import shift, unshift
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
-_UNSUPPORTED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal")
 _INSTALL = threading.Lock()
-
-
-@dataclass(frozen=True, eq=False)
-class FlowSchedule:
-    """The sigmas of a `FlowMatchEulerDiscreteScheduler`, whole or from one noise level to another.
-
-    Attributes:
-        config: the scheduler's config.
-        alpha_of: (tokens) -> static shift, in place of the config's own; for models whose shift is a table.
-
-    Raises:
-        ModelError: where the config asks for a spacing that has no place on the shifted uniform grid.
-    """
-
-    config: Mapping[str, Any]
-    alpha_of: Callable[[int], float] | None = None
-
-    def __post_init__(self) -> None:
-        odd = [name for name in _UNSUPPORTED if self.config.get(name)]
-        if odd:
-            raise ModelError(f"the scheduler sets {', '.join(odd)}; only shifted uniform sigmas can be used")
-
-    def _mu(self, tokens: int) -> float:
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-        names = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-        return float(calculate_shift(tokens, *(self.config.get(name, value) for name, value in names.items())))
-
-    def alpha(self, tokens: int) -> float:
-        """Return the shift factor for a token count: 1 is none, `exp(mu)` for FLUX dev. Source: METHOD 2.6."""
-        if self.alpha_of is not None:
-            return self.alpha_of(tokens)
-        if not self.config.get("use_dynamic_shifting", False):
-            return float(self.config.get("shift", 1.0))
-        mu = self._mu(tokens)
-        return math.exp(mu) if self.config.get("time_shift_type", "exponential") == "exponential" else mu
-
-    def sigmas(self, n: int, tokens: int, start: float = 1.0, end: float = 0.0) -> list[float]:
-        """Return n+1 decreasing sigmas, uniform in unshifted time, from `start` to `end` (both shifted).
-
-        From 1 to 0 they are the scheduler's own numbers, bit for bit, given what FluxPipeline passes it; only a first
-        one that float32 rounds above 1 becomes 1.
-
-        Raises:
-            ValueError: without a step, or where `end` is not below `start`.
-        """
-        if n < 1 or not 0 <= end < start <= 1:
-            raise ValueError(f"sigmas need n >= 1 and 0 <= end < start <= 1; got n {n}, start {start}, end {end}")
-        if start == 1 and end == 0:
-            dynamic = self.alpha_of is None and self.config.get("use_dynamic_shifting", False)
-            change = {} if dynamic else {"shift": self.alpha(tokens), "use_dynamic_shifting": False}
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(self.config), **change)  # own copy: has state
-            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / n, n), mu=self._mu(tokens) if dynamic else None)
-            return [min(float(s), 1.0) for s in scheduler.sigmas]
-        alpha = self.alpha(tokens)
-        times = np.linspace(unshift(start, alpha), unshift(end, alpha), n + 1)
-        return [start, *(shift(float(u), alpha) for u in times[1:-1]), end]
 
 
 @dataclass(eq=False)
@@ -205,6 +148,109 @@ def uninstall(transformer: torch.nn.Module) -> None:
                 module.set_processor(stock)
 
 
+class FluxFamily(Family):
+    """FLUX.1: packed tokens as they are, with float32 ids; the phase-aligned frame and the record are the processor's."""
+
+    frames = ("phase_aligned", "coarse", "coarse_corner", "fine")
+    pipelines = ("FluxPipeline",)
+    records = True
+
+    def count_channels(self) -> int:
+        """Return the latent channels: a token on the way in has C p p numbers."""
+        return int(self.transformer.config.in_channels) // self.patch**2
+
+    def install(self) -> Callable[[], None]:
+        """Processors are put in when a forward first needs one; return what takes them away, if they were not there before."""
+        if any(isinstance(p, FrescoAttnProcessor) for p in self.transformer.attn_processors.values()):
+            return lambda: None
+        return lambda: uninstall(self.transformer)
+
+    def example(self, text_tokens: int, device: torch.device) -> dict[str, Any]:
+        """Return text, its ids, the pooled vector and guidance, as zeros."""
+        config = self.transformer.config
+        return {
+            "encoder_hidden_states": torch.zeros(1, text_tokens, config.joint_attention_dim, device=device),
+            "pooled_projections": torch.zeros(1, config.pooled_projection_dim, device=device),
+            "txt_ids": torch.zeros(text_tokens, 3, device=device),
+            "guidance": torch.zeros(1, device=device) if config.guidance_embeds else None,
+        }  # fmt: skip
+
+    def flops(self, text_tokens: int) -> Callable[[int], float]:
+        """Return (image tokens) -> FLOPs of one forward of batch 1, by the closed form. Source: METHOD 4."""
+        return TransformerShape.from_config(self.transformer.config, text_tokens).flops
+
+    def tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the packed latents themselves, (B, N, D)."""
+        return latents
+
+    def latents(self, tokens: torch.Tensor, shape: Shape) -> torch.Tensor:
+        """Return the tokens themselves."""
+        return tokens
+
+    def incoming(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """Return the forward's `hidden_states`."""
+        return args[0] if args else kwargs["hidden_states"]  # type: ignore[no-any-return]
+
+    def shape(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Shape:
+        """Return (1, rows, cols) from the ids."""
+        ids = kwargs["img_ids"].reshape(-1, kwargs["img_ids"].shape[-1])[: self.incoming(args, kwargs).shape[1], 1].float()
+        cols = int((ids == ids[0]).sum())
+        return 1, len(ids) // cols, cols
+
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: torch.Tensor, where: Seating
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with tokens, ids, timestep and, where the attention has something to do, a plan."""
+        grid, device, batch = where.grid, tokens.device, len(tokens)
+        plan = AttentionPlan(int(kwargs["encoder_hidden_states"].shape[1]))
+        if where.record:
+            plan.received = torch.zeros(plan.text + len(grid), device=device)
+        aligned = where.frame == "phase_aligned" and not grid.is_uniform
+        if aligned:
+            plan.groups = self._groups(grid, torch.zeros(plan.text, 3, device=device))
+        ids = grid.centers(where.frame, int(grid.level.max()) if aligned else None)
+        extra = {name: value for name, value in (kwargs.get("joint_attention_kwargs") or {}).items() if name != "fresco"}
+        if plan.groups is not None or plan.received is not None:
+            install(self.transformer)
+            extra["fresco"] = plan
+        where.extra["plan"] = plan
+        # The pipeline's own roundings: sigma -> t in 0..1000 -> the model's dtype -> sigma.
+        time = (torch.full((batch,), where.sigma, device=device) * 1000).to(tokens.dtype) / 1000
+        return (), kwargs | {
+            "hidden_states": tokens, "timestep": time, "img_ids": torch.from_numpy(ids).to(device),
+            "joint_attention_kwargs": extra or None,
+        }  # fmt: skip
+
+    def _groups(self, grid: TokenGrid, text_ids: torch.Tensor) -> list[tuple[torch.Tensor, Rotary]]:
+        """Return the queries and the positions of all tokens in each present level's units, the coarsest first.
+
+        Text queries see the image in the finest present level's units. Source: METHOD 2.5.
+        """
+        levels, device = sorted(set(grid.level.tolist())), text_ids.device
+        groups = []
+        for level in levels:
+            at = np.flatnonzero(grid.level == level) + len(text_ids)
+            if level == levels[-1]:
+                at = np.concatenate([np.arange(len(text_ids)), at])
+            ids = torch.from_numpy(grid.centers("phase_aligned", unit_level=level)).to(device)
+            groups.append((torch.from_numpy(at).to(device), self.transformer.pos_embed(torch.cat([text_ids, ids]))))
+        return groups
+
+    def outgoing(self, output: Any) -> torch.Tensor:
+        """Return the velocity (B, N, D)."""
+        return output[0] if isinstance(output, tuple) else output.sample  # type: ignore[no-any-return]
+
+    def spread(self, output: Any, cells: torch.Tensor, shape: Shape) -> Any:
+        """Return the output with one token's velocity per cell."""
+        dense = self.outgoing(output)[:, cells]
+        return (dense, *output[1:]) if isinstance(output, tuple) else type(output)(sample=dense)
+
+    def attention(self, where: Seating) -> torch.Tensor | None:
+        """Return (N,): the mean over image queries, heads and blocks, of the batch's last row."""
+        plan: AttentionPlan = where.extra["plan"]
+        return None if plan.received is None else plan.received[plan.text :] / plan.weight
+
+
 class FluxDenoiser:
     """A stock `FluxTransformer2DModel` as a velocity model over tokens of mixed resolution.
 
@@ -225,7 +271,7 @@ class FluxDenoiser:
         prediction: Literal["velocity", "x0"] = "velocity",
         clamp: float | None = None,
         max_timestep: float = 1.0,
-        frame: str = "coarse",
+        frame: str = "auto",
         guidance: float | None = None,
         cfg_scale: float = 1.0,
         unconditional: Conditioning | None = None,
@@ -266,9 +312,11 @@ class FluxDenoiser:
         self.transformer, self.patch, self.native_size, self.schedule, self.shape = (
             transformer, patch, native_size, schedule, shape,
         )  # fmt: skip
-        self.channels = transformer.config.in_channels // patch**2
+        self.family = FluxFamily(transformer, patch)
+        self.channels = self.family.channels
         self.device = torch.device(device or transformer.device)
-        self.prediction, self.clamp, self.max_timestep, self.frame = prediction, clamp, max_timestep, frame
+        self.prediction, self.clamp, self.max_timestep = prediction, clamp, max_timestep
+        self.frame = self.family.frame(frame)
         self.guidance, self.cfg_scale, self.unconditional, self.batched = guidance, cfg_scale, unconditional, batched
         self.record_attention = record_attention
         self._received: torch.Tensor | None = None
@@ -318,84 +366,37 @@ class FluxDenoiser:
                 "at most 1"
             )
         state = x.to(self.device, torch.float32)
-        plan = AttentionPlan(cond.tensors["prompt_embeds"].shape[0])
-        if self.record_attention:
-            plan.received = torch.zeros(plan.text + len(grid), device=self.device)
+        where = Seating(grid, self.frame, min(sigma, self.max_timestep), record=self.record_attention)
         if self.cfg_scale == 1:
-            out = self._forward(state, grid, sigma, [cond], plan)[0]
+            out = self._forward(state, where, [cond])[0]
         else:
             assert self.unconditional is not None  # checked on construction
             pair = [self.unconditional, cond]
             if self.batched:
-                without, given = self._forward(state, grid, sigma, pair, plan)
-            else:  # the conditional call comes last: only its attention is recorded
-                blind = AttentionPlan(plan.text)
-                without = self._forward(state, grid, sigma, pair[:1], blind)[0]
-                given = self._forward(state, grid, sigma, pair[1:], plan)[0]
+                without, given = self._forward(state, where, pair)
+            else:  # only the conditional call's attention is recorded
+                without = self._forward(state, dataclasses.replace(where, record=False), pair[:1])[0]
+                given = self._forward(state, where, pair[1:])[0]
             out = without + self.cfg_scale * (given - without)
-        self._received = None if plan.received is None else plan.received[plan.text :] / plan.weight
+        self._received = self.family.attention(where)
         if self.prediction == "x0":
             out = (state - (out if self.clamp is None else out.clamp(-self.clamp, self.clamp))) / sigma
         return out.to(x.device)
 
-    def _forward(
-        self, state: torch.Tensor, grid: TokenGrid, sigma: float, conds: list[Conditioning], plan: AttentionPlan
-    ) -> torch.Tensor:
+    def _forward(self, state: torch.Tensor, where: Seating, conds: list[Conditioning]) -> torch.Tensor:
         """Return the transformer's output (batch, N, D) float32, one row per conditioning."""
         dtype, batch = self.transformer.dtype, len(conds)
         text = torch.stack([c.tensors["prompt_embeds"] for c in conds]).to(self.device, dtype)
-        scale = None if self.guidance is None else torch.full((batch,), self.guidance, device=self.device)
-        return self.transformer(  # type: ignore[no-any-return]
-            hidden_states=state.to(dtype).expand(batch, -1, -1),
-            encoder_hidden_states=text,
-            pooled_projections=torch.stack([c.tensors["pooled"] for c in conds]).to(self.device, dtype),
-            txt_ids=torch.zeros(text.shape[1], 3, device=self.device),
-            guidance=scale,
-            return_dict=False,
-            **self.token_arguments(grid, sigma, plan, batch, dtype),
-        )[0].float()
-
-    def token_arguments(
-        self, grid: TokenGrid, sigma: float, plan: AttentionPlan, batch: int, dtype: torch.dtype
-    ) -> dict[str, Any]:
-        """Return the transformer's arguments that say where and when the tokens are: ids, timestep and the plan.
-
-        Args:
-            grid: the tokens.
-            sigma: their noise level.
-            plan: filled in here where the frame needs it; handed on where the attention has something to do.
-            batch: rows of the forward.
-            dtype: the model's.
-        """
-        aligned = self.frame == "phase_aligned" and not grid.is_uniform
-        if aligned:
-            plan.groups = self._groups(grid, torch.zeros(plan.text, 3, device=self.device))
-        ids = grid.centers(self.frame, int(grid.level.max()) if aligned else None)
-        asked = plan.groups is not None or plan.received is not None
-        if asked:
-            install(self.transformer)
-        # The pipeline's own roundings: sigma -> t in 0..1000 -> the model's dtype -> sigma.
-        time = (torch.full((batch,), min(sigma, self.max_timestep), device=self.device) * 1000).to(dtype) / 1000
-        return {
-            "timestep": time,
-            "img_ids": torch.from_numpy(ids).to(self.device),  # ids stay float32: bfloat16 loses .5 above 128
-            "joint_attention_kwargs": {"fresco": plan} if asked else None,
+        given = {
+            "encoder_hidden_states": text,
+            "pooled_projections": torch.stack([c.tensors["pooled"] for c in conds]).to(self.device, dtype),
+            "txt_ids": torch.zeros(text.shape[1], 3, device=self.device),
+            "guidance": None if self.guidance is None else torch.full((batch,), self.guidance, device=self.device),
+            "return_dict": False,
         }
-
-    def _groups(self, grid: TokenGrid, text_ids: torch.Tensor) -> list[tuple[torch.Tensor, Rotary]]:
-        """Return the queries and the positions of all tokens in each present level's units, the coarsest first.
-
-        Text queries see the image in the finest present level's units. Source: METHOD 2.5.
-        """
-        levels = sorted(set(grid.level.tolist()))
-        groups = []
-        for level in levels:
-            at = np.flatnonzero(grid.level == level) + len(text_ids)
-            if level == levels[-1]:
-                at = np.concatenate([np.arange(len(text_ids)), at])
-            ids = torch.from_numpy(grid.centers("phase_aligned", unit_level=level)).to(self.device)
-            groups.append((torch.from_numpy(at).to(self.device), self.transformer.pos_embed(torch.cat([text_ids, ids]))))
-        return groups
+        tokens = state.to(dtype).expand(batch, -1, -1)
+        args, kwargs = self.family.arguments((), given, tokens, where)
+        return self.family.outgoing(self.transformer(*args, **kwargs)).float()
 
     def attention(self, grid: TokenGrid) -> torch.Tensor:
         """Return (N,) float32: the attention each image token of the last call received from image queries.

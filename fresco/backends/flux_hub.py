@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from fresco.backends import ModelError
-from fresco.backends.flux import FlowSchedule, FluxDenoiser, FluxModel, to_uint8
+from fresco.backends.flow import FlowSchedule
+from fresco.backends.flux import FluxDenoiser, FluxModel, to_uint8
 from fresco.cost import TransformerShape
 from fresco.denoiser import Conditioning
 from fresco.errors import FrescoError

@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from fresco.backends import ModelError
-from fresco.backends.flux import FlowSchedule, FluxModel, to_uint8
+from fresco.backends.flow import FlowSchedule
+from fresco.backends.flux import FluxModel, to_uint8
 from fresco.cost import TransformerShape
 from fresco.denoiser import Conditioning
 
