@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from fresco.errors import FrescoError
 from fresco.grid import FRAMES
-from fresco.schedule import ESTIMATES_AT_LANDING, default_split, expanded
+from fresco.schedule import ESTIMATES_AT_LANDING, default_split, landing
 
-SELECTIONS = ("variance", "variance_high", "attention", "edge", "even", "random", "all")
+SELECTIONS = ("variance", "variance_high", "attention", "attention_variance", "edge", "even", "random", "all")
 SIGNALS = ("x0", "z", "channel")
-EXPANSIONS = ("hadamard", "hadamard_token", "nearest", "bilinear")
-TRANSITIONS = ("carry", "rewind", "renoise", "renoise_x0", "restart")
+EXPANSIONS = ("hadamard", "hadamard_token", "nearest", "bilinear", "lanczos")
+TRANSITIONS = ("carry", "rewind", "renoise", "renoise_x0", "restart", "redraw")
 NOISES = ("field", "fresh")
 POSITIONS = ("auto", *FRAMES)
 REFERENCES = ("full at 50", "same NFE", "same FLOPs", "none")  # what a run can be compared with
@@ -53,7 +53,9 @@ class FrescoConfig:
     Attributes:
         size: (frames, height, width) in pixels of the model; None is the model's native size.
         nfe: number of function evaluations: model calls, 1 to 1000.
-        stages: model calls in the (low, mixed, full) stage, summing to nfe; None is the default split (METHOD 2.6).
+        stages: model calls in the (low, mixed, full) stage, summing to nfe less the head; None is the default split
+            (METHOD 2.6).
+        head: model calls at full resolution before the low stage; 0 but for high-low-high sampling.
         switch: sigma at the end of the low stage, and of the mixed stage where there is one; None follows `stages`.
         levels: number of doublings between the coarsest and the finest grid; 1 = half resolution per side.
         tau: variance threshold, > 0; tokens at or below it are promoted. Give tau or ratio, not both.
@@ -64,6 +66,8 @@ class FrescoConfig:
         checks: how many times tokens are looked at (1 to 3), or "every" mixed step (with `carry`).
         expansion: how a parent becomes four children, a name in EXPANSIONS (METHOD 2.1).
         transition: how tokens move at a switch, a name in TRANSITIONS (METHOD 2.2).
+        landing: how many times as high the noise-to-signal ratio is after a promotion, 2 to 100, with renoise, renoise_x0
+            or restart; 2 is the exact expansion's, the lowest there is (METHOD 2.2).
         noise: "field" (coordinate-bound) or "fresh".
         frame: position frame of mixed grids, a name in POSITIONS (METHOD 2.5); "auto" is `phase_aligned` where the model
             can do it, else `coarse`.
@@ -76,6 +80,7 @@ class FrescoConfig:
     size: tuple[int, int, int] | None = None
     nfe: int = 18
     stages: tuple[int, int, int] | None = None
+    head: int = 0
     switch: tuple[float, ...] | None = None
     levels: int = 1
     tau: float | None = None
@@ -86,6 +91,7 @@ class FrescoConfig:
     checks: int | Literal["every"] = 1
     expansion: str = "hadamard"
     transition: str = "carry"
+    landing: float = 2.0
     noise: str = "field"
     frame: str = "auto"
     detail_gain: float = 0.0
@@ -109,11 +115,19 @@ class FrescoConfig:
         self._check_drive()
 
     def _check_numbers(self) -> None:
-        for name, low, high in (("nfe", 1, MAX_NFE), ("levels", 1, 3), ("window", 2, MAX_NFE), ("seed", 0, 2**32 - 1)):
+        for name, low, high in (
+            ("nfe", 1, MAX_NFE), ("levels", 1, 3), ("window", 2, MAX_NFE), ("seed", 0, 2**32 - 1),
+            ("head", 0, MAX_NFE),
+        ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
         _number("detail_gain", self.detail_gain, 0.0, 100.0)
+        _number("landing", self.landing, 2.0, 100.0)
+        if self.landing != 2 and self.transition not in ("renoise", "renoise_x0", "restart"):
+            raise ConfigError(
+                f"landing {self.landing:g} needs transition renoise, renoise_x0 or restart; got {self.transition!r}, use 2"
+            )
         if self.tau is not None:
             _number("tau", self.tau, 0.0, math.inf, open_low=True)
         if self.ratio is not None:
@@ -128,12 +142,20 @@ class FrescoConfig:
         if stages is not None:
             if not _whole(stages, 3, 0):
                 raise ConfigError(f"stages is {stages!r}; it must be three whole numbers (low, mixed, full), each >= 0")
-            if sum(stages) != self.nfe:
-                raise ConfigError(f"stages {stages} make {sum(stages)} model calls, but nfe is {self.nfe}; make them equal")
+            if sum(stages) + self.head != self.nfe:
+                after = f" after a head of {self.head}" if self.head else ""
+                raise ConfigError(
+                    f"stages {stages} make {sum(stages)} model calls{after}, but nfe is {self.nfe}; make them equal"
+                )
             if stages[0] == 0 and stages[1] > 0:
                 raise ConfigError(f"stages {stages} have no low stage to select tokens in; give it at least one step")
-        elif self.nfe < 3:
-            raise ConfigError(f"nfe {self.nfe} is below the three stages (low, mixed, full); use at least 3, or a full run")
+            if stages[0] == 0 and self.head:
+                raise ConfigError(f"head {self.head} needs a low stage to go down to; stages {stages} have none, use head 0")
+        elif self.nfe - self.head < 3:
+            after = f" after a head of {self.head}" if self.head else ""
+            raise ConfigError(
+                f"nfe {self.nfe}{after} is below the three stages (low, mixed, full); use at least 3, or a full run"
+            )
         low, mixed, full = self.split
         if self.switch is not None:
             need = 0 if low == 0 else 2 if mixed else 1
@@ -144,10 +166,10 @@ class FrescoConfig:
             for value in self.switch:
                 _number("switch", value, 0.0, 1.0, open_low=True)
         if self.switch is not None and len(self.switch) == 2:
-            landing = self.switch[0] if self.transition == "carry" else expanded(self.switch[0])
-            if not self.switch[1] < landing:
+            landed = landing(self, self.switch[0])
+            if not self.switch[1] < landed:
                 raise ConfigError(
-                    f"switch {self.switch}: the mixed stage starts at sigma {landing:.3g} and must end below it; lower it"
+                    f"switch {self.switch}: the mixed stage starts at sigma {landed:.3g} and must end below it; lower it"
                 )
         if low == 1 and self.transition in ESTIMATES_AT_LANDING:
             raise ConfigError(
@@ -170,8 +192,8 @@ class FrescoConfig:
 
     @property
     def split(self) -> tuple[int, int, int]:
-        """Model calls in the (low, mixed, full) stage: `stages`, or the default split of nfe (METHOD 2.6)."""
-        return self.stages if self.stages is not None else default_split(self.nfe)
+        """Model calls in the (low, mixed, full) stage: `stages`, or the default split of what the head leaves (METHOD 2.6)."""
+        return self.stages if self.stages is not None else default_split(self.nfe - self.head)
 
     @classmethod
     def full(cls, nfe: int = 50, **changes: Any) -> FrescoConfig:
@@ -203,6 +225,11 @@ class FrescoConfig:
         if "nfe" in changes and "stages" not in changes and self.stages is not None:
             changes["stages"] = (0, 0, changes["nfe"]) if self.is_full else None
         return dataclasses.replace(self, **changes)
+
+    @property
+    def watches_attention(self) -> bool:
+        """Whether the run needs to know how much attention each token receives."""
+        return self.selection in ("attention", "attention_variance") and not self.is_full
 
     @property
     def is_full(self) -> bool:

@@ -77,8 +77,9 @@ def sample(
     """
     shape = denoiser.token_shape(config.size)
     fine = TokenGrid.uniform(shape, config.levels, config.levels)
-    grid = fine if config.is_full else TokenGrid.uniform(shape, config.levels, 0)
-    legs = schedule.plan(config, denoiser.sigmas, len(grid), len(fine))
+    coarse = TokenGrid.uniform(shape, config.levels, 0)
+    grid = fine if config.is_full or config.head else coarse
+    legs = schedule.plan(config, denoiser.sigmas, len(coarse), len(fine))
     checks = schedule.checks(config)
 
     layout = Layout(denoiser.channels, denoiser.patch)
@@ -86,7 +87,7 @@ def sample(
     noise = noise or (NoiseField if coherent else FreshNoise)(config.seed, denoiser.channels, denoiser.patch)
     history, path = History(config.signal, config.window), Path()
     promote = Promoter(
-        config.transition, config.expansion, layout, noise, coherent, config.detail_gain, history, path
+        config.transition, config.expansion, config.landing, layout, noise, coherent, config.detail_gain, history, path
     )  # fmt: skip
     x = torch.as_tensor(noise.at(grid)).to(denoiser.device, torch.float32)
 
@@ -112,6 +113,9 @@ def sample(
         while mask.any():  # once, but for a closing check with several levels to go
             grid_next, sigma_next, x_next, x0_next = promote(grid_next, mask, sigma_next, x_next, x0_next)
             mask = grid_next.expandable & (check is not None and check.closing)
+        if step + 1 == config.head:  # high-low-high: down to the sketch
+            grid_next, sigma_next = coarse, legs[step + 1][0]
+            x_next = promote.shrink(grid, coarse, sigma_next, x0)
         if step + 1 < config.nfe:
             if abs(sigma_next - legs[step + 1][0]) > 1e-9:
                 legs[step + 1 :] = schedule.respaced(config, denoiser.sigmas, len(fine), step + 1, sigma_next)

@@ -18,6 +18,9 @@ SigmaGrid = Callable[[int, int, float, float], list[float]]
 ESTIMATES_AT_LANDING = ("renoise_x0", "restart")
 """Transitions that noise the clean estimate anew, and so spend a promoting call on a fresh estimate, without a step."""
 
+STAYS = ("carry", "redraw")
+"""Transitions that leave sigma where it is; the others raise it to `landing`."""
+
 PAPER_SPLITS = {30: (12, 9, 9), 18: (6, 7, 5), 11: (5, 2, 4)}  # recovered from the published FLOPs, METHOD 1
 
 
@@ -39,6 +42,20 @@ def expanded(sigma: float) -> float:
 def unexpanded(sigma: float) -> float:
     """Return the noise level whose expansion lands on sigma: `sigma / (2 - sigma)`; the inverse of `expanded`."""
     return sigma / (2 - sigma)
+
+
+def landing(config: FrescoConfig, sigma: float) -> float:
+    """Return the noise level after a promotion at sigma: its shift by `config.landing`, or sigma itself.
+
+    A shift by 2 is `expanded`; by Z it is `Z sigma / (1 + (Z - 1) sigma)`, where the noise-to-signal ratio is Z times as
+    high. Source: METHOD 2.1; RALU's NT matching (METHOD 3) in terms of the noise level.
+    """
+    return sigma if config.transition in STAYS else shift(sigma, config.landing)
+
+
+def takeoff(config: FrescoConfig, sigma: float) -> float:
+    """Return the noise level whose promotion lands on sigma: the inverse of `landing`."""
+    return sigma if config.transition in STAYS else unshift(sigma, config.landing)
 
 
 def default_split(nfe: int) -> tuple[int, int, int]:
@@ -83,6 +100,7 @@ def checks(config: FrescoConfig) -> dict[int, Check]:
     low, mixed, _ = config.split
     if low == 0:
         return {}
+    low += config.head
     count = mixed if config.checks == "every" else min(int(config.checks), mixed)
     ratio = 0.0 if config.ratio is None else config.ratio
     level0 = [ratio + (1 - ratio) * j / count for j in range(count)]
@@ -97,7 +115,9 @@ def checks(config: FrescoConfig) -> dict[int, Check]:
 def stage(config: FrescoConfig, step: int) -> str:
     """Return the stage of model call `step`: "low", "mixed" or "full"."""
     low, mixed, _ = config.split
-    return "low" if step < low else "mixed" if step < low + mixed else "full"
+    if step < config.head:
+        return "full"
+    return "low" if step < config.head + low else "mixed" if step < config.head + low + mixed else "full"
 
 
 Leg = tuple[float, float]
@@ -108,9 +128,9 @@ def plan(config: FrescoConfig, sigmas: SigmaGrid, coarse: int, fine: int) -> lis
     """Return the nfe legs of a run, as they stand if the first check promotes something.
 
     With `s` the model's grid for the whole NFE at the fine token count, a full run is `s`. Transitions that raise
-    sigma run the low stage on `s_i / (2 - s_i)`, so that the first landing is exactly `s_low`; `carry` runs it on `s`.
-    `renoise_x0` and `restart` spend their last low call on an estimate at the switch: a leg of length zero.
-    Source: METHOD 2.6.
+    sigma run the low stage on the noise levels that land on `s_i`, so that the first landing is exactly `s_low`; `carry`
+    runs it on `s` itself. `renoise_x0` and `restart` spend their last low call on an estimate at the switch: a leg of
+    length zero. A head runs on `s` and goes down as a promotion goes up. Source: METHOD 2.6.
 
     Args:
         config: the run's settings.
@@ -118,20 +138,23 @@ def plan(config: FrescoConfig, sigmas: SigmaGrid, coarse: int, fine: int) -> lis
         coarse: number of tokens of the coarsest uniform grid.
         fine: number of tokens of the finest uniform grid.
     """
-    low, n, raises = config.split[0], config.nfe, config.transition != "carry"
+    low, n, head = config.split[0], config.nfe, config.head
     s = sigmas(n, fine, 1.0, 0.0)
     if low == 0:
         return _legs(s)
-    end = config.switch[0] if config.switch else unexpanded(s[low]) if raises else s[low]
+    start = takeoff(config, s[head]) if head else 1.0
+    end = config.switch[0] if config.switch else takeoff(config, s[head + low])
     if config.transition in ESTIMATES_AT_LANDING:
-        head = [*_legs(_spaced(sigmas, low - 1, coarse, 1.0, end)), (end, end)]
+        legs = [*_legs(_spaced(sigmas, low - 1, coarse, start, end)), (end, end)]
     elif config.switch:
-        head = _legs(_spaced(sigmas, low, coarse, 1.0, end))
+        legs = _legs(_spaced(sigmas, low, coarse, start, end))
     else:
-        head = _legs([unexpanded(x) if raises else x for x in s[: low + 1]])
+        legs = _legs([takeoff(config, x) for x in s[head : head + low + 1]])
+    # The last leg of the head ends where its state lives; the sampler then goes down to `start`.
+    legs = _legs(s[: head + 1]) + legs
     if config.switch:
-        return head + respaced(config, sigmas, fine, low, expanded(end) if raises else end)
-    return head + _legs(s[low:])
+        return legs + respaced(config, sigmas, fine, head + low, landing(config, end))
+    return legs + _legs(s[head + low :])
 
 
 def respaced(config: FrescoConfig, sigmas: SigmaGrid, fine: int, step: int, sigma: float) -> list[Leg]:
@@ -141,11 +164,11 @@ def respaced(config: FrescoConfig, sigmas: SigmaGrid, fine: int, step: int, sigm
         FrescoError: where an explicit switch does not lie below the landing.
     """
     low, mixed, full = config.split
-    end = low + mixed
+    end = config.head + low + mixed
     if config.switch is None or len(config.switch) < 2 or step >= end:
         return _legs(_spaced(sigmas, config.nfe - step, fine, sigma, 0.0))
     stop = config.switch[1]
-    landed = stop if config.transition == "carry" else expanded(stop)
+    landed = landing(config, stop)
     still = config.transition in ESTIMATES_AT_LANDING and end - step > 1  # the closing call takes no step
     head = _legs(_spaced(sigmas, end - step - still, fine, sigma, stop)) + [(stop, stop)] * still
     return head + _legs(_spaced(sigmas, full, fine, landed, 0.0))

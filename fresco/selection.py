@@ -18,6 +18,8 @@ from fresco.schedule import Check
 from fresco.tokens import Layout
 
 Floats = NDArray[np.floating]
+ATTENTION_SHARE = 0.5
+"""Weight a of attention in `attention_variance`."""
 
 
 @dataclass
@@ -99,6 +101,21 @@ def _attention(scene: Scene) -> Floats:
     return -scene.denoiser.attention(scene.grid).float().cpu().numpy()
 
 
+def _unit(value: Floats, open_: Bools) -> Floats:
+    """Return values scaled so that those of the expandable tokens span 0 to 1; a constant becomes 0, NaN stays."""
+    low, high = value[open_].min(initial=np.inf), value[open_].max(initial=-np.inf)
+    return (value - low) / (high - low) if high > low else 0 * value
+
+
+def _attention_variance(scene: Scene) -> Floats:
+    """Most of both first: `a attention + (1-a) variance`. Source: METHOD 3 (AViTS).
+
+    Deviation: neither the share a nor the scaling is published; here a = ATTENTION_SHARE, each scaled to 0..1.
+    """
+    attention, variance = (_unit(v, scene.grid.expandable) for v in (-_attention(scene), scene.variance))
+    return -(ATTENTION_SHARE * attention + (1 - ATTENTION_SHARE) * variance)
+
+
 def _edge(scene: Scene) -> Floats:
     """Strongest gradient of the clean estimate first. Source: paper's ablation (RALU: Canny on the decoded one)."""
     score = np.zeros(len(scene.grid))
@@ -137,6 +154,7 @@ SELECTION_RULES: dict[str, Callable[[Scene], Floats]] = {
     "variance": _variance,  # settled tokens first: Fresco
     "variance_high": _variance_high,  # unsettled tokens first: AViTS
     "attention": _attention,
+    "attention_variance": _attention_variance,  # AViTS
     "edge": _edge,
     "even": _even,
     "random": _random,

@@ -16,7 +16,7 @@ from fresco.denoiser import Noise
 from fresco.errors import FrescoError
 from fresco.expansion import EXPANSIONS, Expansion
 from fresco.grid import Bools, TokenGrid
-from fresco.schedule import expanded, fresh_weights, transition_weights
+from fresco.schedule import expanded, fresh_weights, shift, transition_weights, unexpanded
 from fresco.selection import History, place
 from fresco.tokens import Layout
 
@@ -65,6 +65,7 @@ class Switch:
         expansion: how a parent becomes children. layout: how a token is made of latent pixels.
         path: the states so far, newest last.
         detail_gain: lambda of METHOD 2.2; 0 is off.
+        landing: how many times as high the noise-to-signal ratio is after the promotion; 2 is the exact expansion's.
     """
 
     sigma: float
@@ -80,6 +81,12 @@ class Switch:
     layout: Layout
     path: Path
     detail_gain: float = 0.0
+    landing: float = 2.0
+
+    @property
+    def landed(self) -> float:
+        """Noise level after the promotion, where the transition raises it."""
+        return shift(self.sigma, self.landing)
 
     @property
     def eps(self) -> torch.Tensor:
@@ -110,12 +117,22 @@ class Switch:
         """Return (N', D): unit noise on the next grid."""
         return torch.as_tensor(self.noise.at(self.grid_next)).to(self.x)
 
-    def exact(self) -> torch.Tensor:
-        """Return (M, 4, D): the exact expansion, a flow state at `expanded(sigma)`. Source: METHOD 2.1.
+    def weights(self, sigma: float) -> tuple[float, float]:
+        """Return (beta, alpha) of Eq. 4: the field's eps adds linearly, fresh eps is independent and adds in variance."""
+        return (transition_weights if self.coherent else fresh_weights)(self.sigma, sigma)
 
-        The parent spreads with weight 1 / (1 + sigma); the details get the new sigma.
+    def exact(self) -> torch.Tensor:
+        """Return (M, 4, D): the exact expansion, a flow state at `landed`. Source: METHOD 2.1.
+
+        The parent spreads with weight 1 / (1 + s), s its noise level; the details get the new sigma. To land higher than
+        an expansion from where it is, the parent is first noised up to where the expansion lands there.
         """
-        return self.up(self.x) / (1 + self.sigma) + expanded(self.sigma) * self.high(expanded(self.sigma))
+        x, before = self.x, self.sigma
+        if self.landing != 2:
+            before = unexpanded(self.landed)
+            beta, alpha = self.weights(before)
+            x = beta * x + alpha * torch.as_tensor(self.noise.at(self.grid)).to(x)
+        return self.up(x) / (1 + before) + self.landed * self.high(self.landed)
 
 
 def carry(s: Switch) -> tuple[torch.Tensor, float]:
@@ -146,10 +163,11 @@ def rewind(s: Switch) -> tuple[torch.Tensor, float]:
 def renoise(s: Switch) -> tuple[torch.Tensor, float]:
     """Expand exactly; re-noise kept tokens with `beta z + alpha eps`. Source: paper Eq. 4; METHOD 2.2.
 
-    With the field the eps is the one already in z and adds linearly; fresh eps is independent and adds in variance.
+    With fresh noise and a higher landing Z this is RALU's NT matching: `a up(z) + sigma' n`, `a = 1 / (1 + (Z-1) sigma)`,
+    where n is correlated within each block so that the total is white. Source: RALU (arXiv 2507.08422).
     """
-    sigma = expanded(s.sigma)
-    beta, alpha = (transition_weights if s.coherent else fresh_weights)(s.sigma, sigma)
+    sigma = s.landed
+    beta, alpha = s.weights(sigma)
     everywhere = s.unit_noise()
     moved = beta * s.x[s.parent] + alpha * everywhere
     return torch.where(s.mask[s.parent, None], s.put(s.x, s.exact()), moved), sigma
@@ -157,7 +175,7 @@ def renoise(s: Switch) -> tuple[torch.Tensor, float]:
 
 def renoise_x0(s: Switch) -> tuple[torch.Tensor, float]:
     """Noise every clean estimate anew with the field: `(1-sigma') up(x0) + sigma' eps`. Source: METHOD 2.2."""
-    sigma = expanded(s.sigma)
+    sigma = s.landed
     return (1 - sigma) * s.spread() + sigma * s.unit_noise(), sigma
 
 
@@ -166,11 +184,20 @@ def restart(s: Switch) -> tuple[torch.Tensor, float]:
 
     Source: METHOD 2.2; RALU (arXiv 2507.08422), Bottleneck Sampling (arXiv 2503.18940), Jenga (arXiv 2505.16864).
     """
-    sigma = expanded(s.sigma)
+    sigma = s.landed
     beta, alpha = fresh_weights(s.sigma, sigma)
     fresh = s.unit_noise()
     promoted = (1 - sigma) * s.spread() + sigma * fresh
     return torch.where(s.mask[s.parent, None], promoted, beta * s.x[s.parent] + alpha * fresh), sigma
+
+
+def redraw(s: Switch) -> tuple[torch.Tensor, float]:
+    """Keep sigma: promoted tokens get their clean estimate under new noise, `(1-sigma) up(x0) + sigma eps`.
+
+    Kept tokens are untouched. Source: Jenga's ProRes (arXiv 2505.16864), which goes on at the next sigma.
+    """
+    promoted = (1 - s.sigma) * s.spread() + s.sigma * s.unit_noise()
+    return torch.where(s.mask[s.parent, None], promoted, s.x[s.parent]), s.sigma
 
 
 TRANSITIONS: dict[str, Callable[[Switch], tuple[torch.Tensor, float]]] = {
@@ -179,6 +206,7 @@ TRANSITIONS: dict[str, Callable[[Switch], tuple[torch.Tensor, float]]] = {
     "renoise": renoise,
     "renoise_x0": renoise_x0,
     "restart": restart,
+    "redraw": redraw,
 }
 
 
@@ -188,12 +216,14 @@ class Promoter:
 
     Attributes:
         transition, expansion: names in TRANSITIONS and EXPANSIONS.
+        landing: as in Switch.
         layout, noise, coherent, detail_gain: as in `Switch`.
         history, path: the run's; both follow every promotion.
     """
 
     transition: str
     expansion: str
+    landing: float
     layout: Layout
     noise: Noise
     coherent: bool
@@ -209,7 +239,7 @@ class Promoter:
         chosen, from_ = (torch.as_tensor(a, device=x.device) for a in (mask, parent))
         switch = Switch(
             sigma, x, x0, grid, grid_next, from_, chosen, self.noise, self.coherent, EXPANSIONS[self.expansion],
-            self.layout, self.path, self.detail_gain,
+            self.layout, self.path, self.detail_gain, self.landing,
         )  # fmt: skip
         x_next, sigma_next = TRANSITIONS[self.transition](switch)
         self.history.expand(switch.mask, grid_next, switch.parent, self.layout)
@@ -217,3 +247,18 @@ class Promoter:
             self.path.land(switch, sigma_next, x_next)
         # With one level no token is left to promote from here, so nobody will ask for the estimate.
         return grid_next, sigma_next, x_next, switch.spread() if grid.levels > 1 else x0
+
+    def shrink(self, grid: TokenGrid, coarse: TokenGrid, sigma: float, x0: torch.Tensor) -> torch.Tensor:
+        """Return (N', D): the state at sigma on the coarse grid, `(1-sigma) down(x0) + sigma eps`; the past is forgotten.
+
+        Args:
+            grid: the finest grid, uniform. coarse: the coarsest.
+            sigma: the noise level to land at.
+            x0: (N, D) clean estimate.
+
+        Source: Bottleneck Sampling (arXiv 2503.18940), high-low-high.
+        """
+        self.history.values, self.path.nodes = [], []
+        latent = EXPANSIONS[self.expansion].down(self.layout.canvas(x0, grid), grid.levels, self.layout)
+        clean = self.layout.gather_dense(latent, torch.as_tensor(coarse.coord))
+        return (1 - sigma) * clean + sigma * torch.as_tensor(self.noise.at(coarse)).to(x0)

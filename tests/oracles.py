@@ -203,6 +203,35 @@ def bilinear_child(state: State, shape, levels: int, patch: int, key: Key, a: in
     return out
 
 
+def lanczos_axis(position: float, size: int) -> dict[int, float]:
+    """Return {old pixel: weight} of Lanczos-3 at a position in old pixels (their centres at i + 0.5), summing to 1."""
+    weights = {}
+    for i in range(size):
+        away = abs(i + 0.5 - position)
+        if away < 3:
+            wave = 1.0 if away == 0 else 3 * math.sin(math.pi * away) * math.sin(math.pi * away / 3) / (math.pi * away) ** 2
+            weights[i] = wave
+    total = sum(weights.values())
+    return {i: w / total for i, w in weights.items()}
+
+
+def lanczos_child(state: State, shape, levels: int, patch: int, key: Key, a: int, b: int) -> np.ndarray:
+    """Return child (a, b): each new pixel from the dense latent at the parent's level, six old ones a side."""
+    level, f, r, c = key
+    latent = canvas(state, shape, levels, patch)
+    edge = 2 ** (levels - level)
+    height, width = (-(-side // edge) * patch for side in shape[1:])
+    out = np.empty_like(state[key])
+    for dy in range(patch):
+        for dx in range(patch):
+            rows = lanczos_axis(((2 * r + a) * patch + dy + 0.5) / 2, height)
+            cols = lanczos_axis(((2 * c + b) * patch + dx + 0.5) / 2, width)
+            out[:, dy, dx] = sum(
+                wy * wx * mean_pixel(latent, edge, f, y, x) for y, wy in rows.items() for x, wx in cols.items()
+            )
+    return out
+
+
 def up(name: str, state: State, shape, levels: int, patch: int, key: Key, child: Key) -> np.ndarray:
     """Return what a parent's value is at one child: a constant stays that constant."""
     a, b = child[2] % 2, child[3] % 2
@@ -210,6 +239,8 @@ def up(name: str, state: State, shape, levels: int, patch: int, key: Key, child:
         return state[key]
     if name == "bilinear":
         return bilinear_child(state, shape, levels, patch, key, a, b)
+    if name == "lanczos":
+        return lanczos_child(state, shape, levels, patch, key, a, b)
     return replicated(state[key], a, b)
 
 
@@ -218,7 +249,7 @@ def high(name: str, details: np.ndarray, child: Key) -> np.ndarray:
     a, b = child[2] % 2, child[3] % 2
     _, channels, p, _ = details.shape
     out = np.zeros((channels, p, p))
-    if name in ("nearest", "bilinear"):
+    if name in ("nearest", "bilinear", "lanczos"):
         return out
     for dy in range(p):
         for dx in range(p):
@@ -298,9 +329,10 @@ RAISED = ("rewind", "renoise", "renoise_x0", "restart")
 ESTIMATING = ("renoise_x0", "restart")
 
 
-def landing(sigma: float) -> float:
-    """Return 2 sigma / (1 + sigma)."""
-    return 2 * sigma / (1 + sigma)
+def landing(sigma: float, ratio: float = 2.0) -> float:
+    """Return the sigma whose noise-to-signal ratio is `ratio` times that of sigma; 2 sigma / (1 + sigma) for 2."""
+    noise, signal = ratio * sigma, 1 - sigma
+    return noise / (noise + signal)
 
 
 class Noise:
@@ -329,11 +361,12 @@ class Noise:
 def move(
     name: str, expansion: str, *, keys: list[Key], chosen: list[Key], sigma: float, x: State, x0: State, noise: Noise,
     shape, path: dict[Key, list[tuple[float, np.ndarray]]], coherent: bool = True, gain: float = 0.0,
+    ratio: float = 2.0,
 ) -> tuple[list[Key], float, State]:  # fmt: skip
     """Return tokens, sigma and state after a transition. Source: METHOD 2.1, 2.2, row by row."""
     levels, patch = noise.levels, noise.patch
     keys_next, _ = expand(shape, levels, keys, set(chosen))
-    after = sigma if name == "carry" else landing(sigma)
+    after = sigma if name in ("carry", "redraw") else landing(sigma, ratio)
     boost = math.sqrt(1 + ((1 - after) / after) ** 2 * gain) if after > 0 else 1.0
     detailed = expansion in ("hadamard", "hadamard_token")
     eps = {k: (x[k] - (1 - sigma) * x0[k]) / sigma for k in keys} if sigma > 0 else {k: 0 * x[k] for k in keys}
@@ -342,6 +375,8 @@ def move(
     def spread(values: State, key: Key, child: Key) -> np.ndarray:
         return up(expansion, values, shape, levels, patch, key, child)
 
+    unit = noise.at(keys_next) if name in ("renoise", "renoise_x0", "restart", "redraw") else {}
+    lows = noise.at(keys) if name == "renoise" and ratio != 2 else {}
     if name in ("carry", "rewind", "renoise"):
         details = noise.details(chosen) if detailed else {}
         for key in chosen:
@@ -350,19 +385,22 @@ def move(
                 if name == "carry":
                     unit = spread(eps, key, child) * (0.5 if detailed else 1.0) + fine
                     out[child] = (1 - sigma) * spread(x0, key, child) + sigma * unit
-                else:
-                    out[child] = spread(x, key, child) / (1 + sigma) + after * fine
-    if name in ("renoise", "renoise_x0", "restart"):
-        unit = noise.at(keys_next)
-        if name != "renoise":
-            for key in chosen:
-                for child in children(shape, levels, key):
-                    out[child] = (1 - after) * spread(x0, key, child) + after * unit[child]
+                else:  # what the parent's spread noise lacks towards the children's own low-pass, after / 2 per unit
+                    share = (1 - after) / (1 - sigma) if sigma < 1 else 0.5
+                    out[child] = share * spread(x, key, child) + after * fine
+                    if ratio != 2:
+                        held, wanted = share * sigma, after / 2
+                        rest = wanted - held if coherent else math.sqrt(wanted**2 - held**2)
+                        out[child] = out[child] + rest * spread(lows, key, child)
+    if name in ("renoise_x0", "restart", "redraw"):
+        for key in chosen:
+            for child in children(shape, levels, key):
+                out[child] = (1 - after) * spread(x0, key, child) + after * unit[child]
     for key in keys:
         if key in chosen:
             continue
         beta = (1 - after) / (1 - sigma) if sigma < 1 else math.nan
-        if name == "carry":
+        if name in ("carry", "redraw"):
             out[key] = x[key]
         elif name == "rewind":
             out[key] = at_sigma(path[key], after)
@@ -391,25 +429,36 @@ def slow_sample(
     noise: Noise, shape: tuple[int, int, int], *, stages: tuple[int, int, int], transition: str = "carry",
     expansion: str = "hadamard", selection: str = "variance", signal: str = "x0", window: int = 4, count: int = 1,
     ratio: float | None = 0.4, tau: float | None = None, coherent: bool = True, gain: float = 0.0,
-    switch: tuple[float, ...] = (),
+    switch: tuple[float, ...] = (), head: int = 0, times: float = 2.0,
 ) -> list[dict]:  # fmt: skip
     """Return every step of a whole run, token by token. Source: METHOD 2.2, 2.3, 2.6."""
     levels = noise.levels
     low, mixed, full = stages
-    nfe = low + mixed + full
-    keys = uniform(shape, levels, 0 if low else levels)
+    nfe = head + low + mixed + full
+    coarse = uniform(shape, levels, 0)
+    keys = uniform(shape, levels, levels) if head or not low else coarse
     fine = shape[0] * shape[1] * shape[2]
     raises = transition in RAISED
     s = sigmas(nfe, fine, 1.0, 0.0)
-    if low == 0 or (transition == "carry" and not switch):
-        todo = s  # the sigmas still to be visited, the present one first
-    else:
-        end = switch[0] if switch else s[low] / (2 - s[low])
-        if transition in ESTIMATING:  # the last low call stands still
-            todo = sigmas(low - 1, len(keys), 1.0, end)
-        else:
-            todo = sigmas(low, len(keys), 1.0, end) if switch else [v / (2 - v) for v in s[: low + 1]]
 
+    def below(sigma: float) -> float:  # the sigma whose promotion lands here
+        return landing(sigma, 1 / times) if raises else sigma
+
+    def sketch_sigmas() -> list[float]:
+        start, end = below(s[head]) if head else 1.0, switch[0] if switch else below(s[head + low])
+        if transition in ESTIMATING:  # the last low call stands still
+            return sigmas(low - 1, len(coarse), start, end)
+        return sigmas(low, len(coarse), start, end) if switch else [below(v) for v in s[head : head + low + 1]]
+
+    if low == 0 or (not raises and not switch):
+        todo = s  # the sigmas still to be visited, the present one first
+        sketch = s[head:]
+    else:
+        todo = sketch = sketch_sigmas()
+    if head:
+        todo = s[: head + 1]
+
+    low += head  # from here on: where the low stage ends
     looks = check_steps(low, mixed, min(count, mixed)) if low and mixed else {}
     closing = low + mixed - 1 if low else -1
     x = noise.at(keys)
@@ -460,7 +509,7 @@ def slow_sample(
             before = keys_next
             keys_next, new_sigma, moved = move(
                 transition, expansion, keys=before, chosen=moving, sigma=landed, x=x_next, x0=x0_next, noise=noise,
-                shape=shape, path=path, coherent=coherent, gain=gain,
+                shape=shape, path=path, coherent=coherent, gain=gain, ratio=times,
             )  # fmt: skip
             born = {c: k for k in moving for c in children(shape, levels, k)}
             x0_next = {
@@ -479,6 +528,12 @@ def slow_sample(
             todo = s[low:]  # the first landing is on the grid of the whole run
         elif step >= low - 1 and (abs(landed - todo[0]) > 1e-9 or len(todo) == 1):
             todo = respace(step + 1, landed)
+        if step + 1 == head:  # down: the estimate averaged, under the coarse grid's own noise
+            todo = sketch
+            latent, unit = canvas(x0, shape, levels, noise.patch), noise.at(coarse)
+            landed, keys_next = todo[0], coarse
+            x_next = {k: (1 - landed) * token_mean(latent, levels, noise.patch, k) + landed * unit[k] for k in coarse}
+            past, path = {k: [] for k in coarse}, {k: [] for k in coarse}
         records.append(
             {
                 "sigma": sigma,

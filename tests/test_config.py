@@ -27,7 +27,8 @@ def configs(draw):
             st.tuples(st.just(0), st.just(0), st.integers(1, 30)),
         )
     )
-    nfe = draw(st.integers(4, 60)) if stages is None else sum(stages)
+    head = draw(st.integers(0, 5)) if stages is None or stages[0] else 0
+    nfe = draw(st.integers(4, 60)) + head if stages is None else sum(stages) + head
     low, mixed, _ = stages or (1, 1, 1)
     need = 0 if low == 0 else 2 if mixed else 1
     transition = draw(st.sampled_from(module.TRANSITIONS))
@@ -37,6 +38,7 @@ def configs(draw):
         size=draw(st.one_of(st.none(), st.tuples(*[st.integers(1, 4096)] * 3))),
         nfe=nfe,
         stages=stages,
+        head=head,
         switch=draw(
             st.one_of(st.none(), st.lists(st.floats(0.01, 0.99), min_size=need, max_size=need, unique=True).map(falling))
         ),
@@ -49,6 +51,7 @@ def configs(draw):
         checks=draw(st.sampled_from([1, 2, 3] + (["every"] if transition == "carry" else []))),
         expansion=draw(st.sampled_from(module.EXPANSIONS)),
         transition=transition,
+        landing=draw(st.floats(2, 9)) if transition in ("renoise", "renoise_x0", "restart") else 2.0,
         noise=draw(st.sampled_from(module.NOISES)),
         frame=draw(st.sampled_from(FRAMES)),
         detail_gain=draw(st.floats(0, 1)),
@@ -121,6 +124,10 @@ def test_a_bad_setting_is_refused_in_one_sentence_that_names_it(name, value):
         ({"nfe": 5, "stages": (3, 2, 0), "transition": "renoise_x0"}, "without a full step"),
         ({"nfe": 5, "stages": (5, 0, 0), "transition": "rewind"}, "without a full step"),
         ({"nfe": 1}, "at least 3"),
+        ({"nfe": 6, "head": 4}, "head of 4.*at least 3"),
+        ({"nfe": 6, "head": 2, "stages": (0, 0, 4)}, "low stage to go down to"),
+        ({"nfe": 6, "head": 2, "stages": (2, 2, 2)}, "after a head of 2"),
+        ({"landing": 3.0}, "renoise.*carry"),
         ({"nfe": 2}, "at least 3"),
     ],
 )
@@ -170,9 +177,10 @@ def test_the_paper_preset_is_the_one_in_the_method():
     """Law: METHOD 2.6, preset `paper`, name by name."""
     paper = FrescoConfig.paper()
     assert dataclasses.asdict(paper) == {
-        "size": None, "nfe": 18, "stages": None, "switch": None, "levels": 1, "tau": None, "ratio": 0.4,
+        "size": None, "nfe": 18, "stages": None, "head": 0, "switch": None, "levels": 1, "tau": None, "ratio": 0.4,
         "selection": "variance", "signal": "z", "window": 4, "checks": 1, "expansion": "hadamard",
-        "transition": "renoise", "noise": "field", "frame": "coarse", "detail_gain": 0.0, "guidance": None, "seed": 0,
+        "transition": "renoise", "landing": 2.0, "noise": "field", "frame": "coarse",
+        "detail_gain": 0.0, "guidance": None, "seed": 0,
     }  # fmt: skip
     assert FrescoConfig.paper(30).split == (12, 9, 9)
     assert FrescoConfig.paper(tau=0.02).ratio is None

@@ -51,6 +51,7 @@ def compare(config, shape, channels, patch, tolerance=2e-4):
         selection=config.selection, signal=config.signal, window=config.window,
         count=mixed if config.checks == "every" else config.checks, ratio=config.ratio, tau=config.tau,
         coherent=coherent, gain=config.detail_gain, switch=config.switch or (),
+        head=config.head, times=config.landing,
     )  # fmt: skip
     assert len(slow) == len(steps) == config.nfe
     for step, expected in zip(steps, slow, strict=True):
@@ -67,7 +68,8 @@ def compare(config, shape, channels, patch, tolerance=2e-4):
             assert worst < tolerance, f"{name} is off by {worst} at {where}"
         for value, key in zip(step.variance.tolist(), expected["keys"], strict=True):
             assert value == pytest.approx(expected["variance"][key], rel=5e-3, abs=1e-6, nan_ok=True), where
-        assert step.stage == ("low" if step.step < low else "mixed" if step.step < low + mixed else "full")
+        at = step.step - config.head
+        assert step.stage == ("full" if at < 0 else "low" if at < low else "mixed" if at < low + mixed else "full")
     return steps
 
 
@@ -120,11 +122,22 @@ def test_every_signal_and_variance_rule_over_a_whole_run(selection, signal):
         ({"stages": (3, 3, 0), "ratio": 0.5}, (1, 4, 5), 1, 1),
         ({"stages": (4, 0, 0)}, (1, 4, 5), 1, 1),
         ({"stages": (1, 3, 2)}, (1, 4, 5), 1, 1),
+        ({"head": 2, "stages": (3, 2, 2)}, (1, 5, 7), 1, 2),
+        ({"head": 1, "stages": (3, 0, 2), "transition": "restart"}, (2, 4, 5), 2, 1),
+        ({"head": 3, "stages": (3, 2, 3), "transition": "rewind"}, (1, 4, 5), 1, 1),
+        ({"head": 2, "stages": (3, 2, 2), "transition": "renoise", "switch": (0.5, 0.4), "levels": 2}, (1, 5, 7), 1, 1),
+        ({"head": 2, "stages": (3, 2, 2), "transition": "renoise_x0", "landing": 4.0}, (1, 5, 7), 1, 1),
+        ({"stages": (3, 2, 2), "transition": "renoise", "landing": 6.3}, (1, 5, 7), 1, 2),
+        ({"stages": (3, 2, 2), "transition": "renoise", "landing": 6.3, "noise": "fresh", "switch": (0.7, 0.55),
+          "expansion": "hadamard_token"}, (2, 4, 5), 1, 2),
+        ({"stages": (3, 2, 3), "transition": "renoise", "landing": 3.0, "detail_gain": 0.2, "levels": 2}, (1, 5, 7), 1, 1),
+        ({"stages": (3, 2, 2), "transition": "restart", "landing": 3.0}, (1, 4, 5), 1, 1),
     ],
-)
+)  # fmt: skip
 def test_runs_of_every_kind_are_the_slow_sampler_s(settings_, shape, channels, patch):
     """Law: levels 1 to 3, patch 1 to 3, odd and several frames, both noises, explicit switches, missing stages."""
-    compare(FrescoConfig(nfe=sum(settings_["stages"]), seed=12, **settings_), shape, channels, patch)
+    nfe = sum(settings_["stages"]) + settings_.get("head", 0)
+    compare(FrescoConfig(nfe=nfe, seed=12, **settings_), shape, channels, patch)
 
 
 def test_the_default_run_of_eighteen_calls_is_the_slow_sampler_s():
@@ -235,7 +248,7 @@ def test_the_first_landing_is_on_the_grid_of_the_whole_run(transition):
     s = oracles.PatternDenoiser(SHAPE).sigmas(10, 30)
     assert steps[3].sigma_next == pytest.approx(s[4], abs=1e-12)
     assert [t.sigma for t in steps[4:]] == pytest.approx(s[4:-1], abs=1e-9)
-    if transition == "carry":
+    if transition in ("carry", "redraw"):
         assert [t.sigma for t in steps] == pytest.approx(s[:-1])
     elif transition in ("rewind", "renoise"):
         assert [t.sigma for t in steps[:4]] == pytest.approx([v / (2 - v) for v in s[:4]])
@@ -264,7 +277,7 @@ def test_explicit_switches_are_the_ends_of_the_stages(transition):
     """Law: METHOD 2.6: the transition at the end of the mixed stage starts from switch[1], whatever its name."""
     config = FrescoConfig(nfe=11, stages=(4, 4, 3), switch=(0.7, 0.4), transition=transition, ratio=0.4)
     steps = run(config)
-    landings = (0.7, 0.4) if transition == "carry" else (1.4 / 1.7, 0.8 / 1.4)
+    landings = (0.7, 0.4) if transition in ("carry", "redraw") else (1.4 / 1.7, 0.8 / 1.4)
     assert (steps[3].sigma_next, steps[7].sigma_next) == pytest.approx(landings, abs=1e-9)
 
 
