@@ -41,6 +41,19 @@ def ssim(a: Picture, b: Picture) -> float:
     return float(np.mean([structural_similarity(x, y, data_range=255, **options) for x, y in frames]))
 
 
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return (mean, low, high) of independent values with the t confidence interval of their mean.
+
+    Raises:
+        ValueError: below two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 values; got {len(values)}")
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    return mean, mean - half, mean + half
+
+
 def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """Return (mean, low, high) of a - b with its t confidence interval over pairs.
 
@@ -49,7 +62,4 @@ def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> 
     """
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"paired statistics need two lists of one length, at least 2; got {len(a)} and {len(b)}")
-    difference = np.subtract(a, b)
-    mean, error = float(difference.mean()), float(stats.sem(difference))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(a) - 1)) * error
-    return mean, mean - half, mean + half
+    return interval([float(d) for d in np.subtract(a, b)], confidence)

@@ -18,6 +18,7 @@ from fresco.record import run
 from fresco.trace import Trace
 
 ROOT = Path(__file__).parents[1]
+PROMPTS = ROOT / "tests" / "requirements.txt"  # any text will do where the mistake is another one
 
 
 def said(capsys, *arguments):
@@ -114,6 +115,18 @@ def test_cost_is_arithmetic_on_the_shape(capsys):
         (["cost", "--size", "100x100"], "size"),
         (["cost", "--ratio", "2"], "ratio"),
         (["cost", "--steps", "0,0,0"], "steps"),
+        (["sweep", "x", "--model", "oracle", "--axis", "taw=1", "--out", "o"], "taw"),
+        (["sweep", "x", "--model", "oracle", "--axis", "nfe=2,5", "--out", "o"], "nfe"),
+        (["sweep", "x", "--model", "oracle", "--axis", "tau=0.1", "--axis", "tau=0.2", "--out", "o"], "twice"),
+        (["sweep", "x", "--model", "gpt", "--axis", "tau=0.1", "--out", "o"], "gpt"),
+        (["sweep", "x", "--model", "oracle", "--size", "99x99", "--axis", "tau=0.1", "--out", "o"], "size"),
+        (["evaluate", "--model", "oracle", "--prompts", "none.txt", "--out", "o"], "none.txt"),
+        (["evaluate", "--model", "oracle", "--prompts", str(PROMPTS), "--configs", "best:18", "--out", "o"], "best"),
+        (["evaluate", "--model", "oracle", "--prompts", str(PROMPTS), "--configs", "full", "full", "--out", "o"], "full"),
+        (["evaluate", "--model", "oracle", "--prompts", str(PROMPTS), "--judges", "taste", "--out", "o"], "taste"),
+        (["evaluate", "--model", "oracle", "--prompts", str(PROMPTS), "--against", "none", "--out", "o"], "none"),
+        (["evaluate", "--model", "oracle", "--prompts", str(PROMPTS), "--seeds", "1", "1", "--out", "o"], "seeds"),
+        (["tables", "--results", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_two(capsys, monkeypatch, tmp_path, arguments, word):
@@ -128,7 +141,10 @@ def test_mistakes_are_one_sentence_and_exit_code_two(capsys, monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())  # nothing half-written is left
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["cost", "--size", "big"], ["cost", "--steps", "1,2"], ["generate"]])
+@pytest.mark.parametrize("arguments", [
+    [], ["paint"], ["cost", "--size", "big"], ["cost", "--steps", "1,2"], ["generate"], ["sweep", "x"],
+    ["sweep", "x", "--axis", "tau", "--out", "o"], ["evaluate", "--out", "o"],
+])  # fmt: skip
 def test_unknown_words_are_usage_and_exit_code_two(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

@@ -1,0 +1,35 @@
+"""Print the paper's tables: published, measured again by its sibling, and ours (from a folder of `evaluate`)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fresco.cli import show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tables`."""
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="a folder of `evaluate` for our column")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the tables."""
+    from fresco.lab import tables
+
+    return tables.report(args.results)
+
+
+def view(found: dict[str, Any]) -> None:
+    """Print one table after the other; a cell is published / measured again / ours."""
+    whose = f" ({found['ours']})" if found["ours"] else ", not yet measured"
+    print(f"published / measured again / ours{whose}")
+    for table in found["tables"]:
+        names = [n for n in dict.fromkeys(n for row in table["rows"] for n in row) if n not in ("method", "nfe", "source")]
+        print(f"\n{table['table']}. {table['title']}\n")
+        rows = []
+        for row in table["rows"]:
+            triples = {name: " / ".join("-" if v is None else f"{v:g}" for v in row.get(name, [None] * 3)) for name in names}
+            rows.append({"method": row["method"], "NFE": row["nfe"], **triples})
+        show.table(rows, 26, 27)
