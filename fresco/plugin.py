@@ -15,9 +15,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import math
 import threading
-import time
 import weakref
 import zlib
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 
 from fresco import schedule
-from fresco.backends import ModelError
+from fresco.backends import ModelError, caches
 from fresco.backends.family import FAMILIES, Family, Seating, Shape, family_of, seat
 from fresco.backends.flow import FlowSchedule
 from fresco.config import FrescoConfig
@@ -39,7 +39,7 @@ from fresco.denoiser import Conditioning, Noise
 from fresco.errors import FrescoError
 from fresco.grid import TokenGrid
 from fresco.noise import Floats, FreshNoise, NoiseField, hashed_normal
-from fresco.record import FieldNoise, event_of, provenance, wait
+from fresco.record import FieldNoise, Mark, Measured, provenance
 from fresco.sampler import SamplerStep, sample
 from fresco.tokens import Layout
 from fresco.trace import Trace
@@ -97,6 +97,22 @@ class _FreshAfter(FreshNoise):
     def __init__(self, field: NoiseField) -> None:
         super().__init__(field.seed, field.channels, field.patch)
         self._field = field
+
+
+def sources(grid: TokenGrid, patch: int) -> NDArray[np.int64]:
+    """Return (cells, p, p): for each latent pixel of the finest cells, row-major, token * p * p + pixel that covers it."""
+    cells = grid.cells()
+    _, row, col = np.indices(cells.shape)
+    shift = (grid.levels - grid.level)[cells]  # halvings of the covering token
+    span = np.arange(patch)
+
+    def inside(at: Any, axis: int) -> Any:
+        first = (grid.coord[:, axis][cells] * patch) << shift
+        return (at[..., None] * patch + span - first[..., None]) >> shift[..., None]
+
+    pixel = inside(row, 1)[..., :, None] * patch + inside(col, 2)[..., None, :]
+    found: NDArray[np.int64] = (cells[..., None, None] * patch**2 + pixel).reshape(-1, patch, patch)
+    return found
 
 
 class _Handed:
@@ -170,8 +186,10 @@ class _Scheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diff
 class _Run:
     """One call of a pipeline: hooks and scheduler while it lasts, the sampler in between."""
 
-    def __init__(self, pipe: Any, config: FrescoConfig, prompt: str) -> None:
+    def __init__(self, pipe: Any, config: FrescoConfig, prompt: str, cached: str = "reset", called_back: bool = True) -> None:
         self.pipe, self.config, self.prompt = pipe, config, prompt
+        self.cached, self.called_back = cached, called_back
+        self.measured: list[Measured] = []
         self.thread = threading.get_ident()
         self.denoiser: _Handed | None = None
         self.families = {part: family_of(part) for part in transformers(pipe)}
@@ -180,6 +198,9 @@ class _Run:
     # What is installed, and taken away whatever happens.
 
     def __enter__(self) -> _Run:
+        for transformer in self.families:
+            if caches.enabled(transformer):
+                caches.reset(transformer)  # of a call that was interrupted, perhaps
         self.stock = self.pipe.scheduler
         ours = copy.copy(self.stock)  # shifts set by hand are attributes, not config
         ours.__class__, ours.run = _Scheduler, self
@@ -198,12 +219,17 @@ class _Run:
         seat(None)
         for undo in self.undo:
             undo()
+        if self.denoiser is not None:
+            self.settle()
+            _RUNS.pop(self.pipe, None)
 
     # The call begins.
 
     def begin(self, scheduler: _Scheduler) -> None:
         """Take the number of steps of the call."""
         self.scheduler, n = scheduler, len(scheduler.timesteps)
+        if self.config.head:
+            raise PluginError(f"a head of {self.config.head} runs in fresco.run, not in a pipeline; use head 0 here")
         if n != self.config.nfe:
             if self.config.stages is not None and not self.config.is_full:
                 raise PluginError(
@@ -226,7 +252,7 @@ class _Run:
             )
         self.config = config = config.replace(size=size)
         pictures = len(latents) // family.rows_per_picture(self.pipe)
-        self.record = config.selection == "attention" and not config.is_full
+        self.record = config.watches_attention
         if self.record and (pictures > 1 or not family.records):
             raise PluginError(
                 "selection 'attention' is for one picture per call" + ("" if family.records else " of a FLUX.1 pipeline")
@@ -257,8 +283,9 @@ class _Run:
         self.x = torch.as_tensor(field.at(self.grid)).to(latents.device, torch.float32)
         self.noise_of = FieldNoise(field)
         self.steps = sample(denoiser, Conditioning(self.prompt), config, noise=noise)
-        self.index, self.calls = 0, 0
-        self.clock = time.perf_counter()
+        self.changing = True  # whether the pipeline itself changes latents between steps: the first time shows it
+        self.index, self.calls, self.text_tokens = 0, 0, family.text_tokens(kwargs)
+        self.clock = Mark(latents.device)
         self.place()
         origin = str(getattr(self.pipe.config, "_name_or_path", None) or type(self.pipe).__name__)
         about = SimpleNamespace(
@@ -267,6 +294,7 @@ class _Run:
         )  # fmt: skip
         self.trace = Trace(self.prompt, config, type(self.pipe).__name__, "enabled pipeline", provenance(about))  # type: ignore[arg-type]
         _TRACES[self.pipe] = self.trace
+        _RUNS[self.pipe] = self
 
     def fold(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return (N, B*D) float32 from (B, N, D): the pictures' channels side by side."""
@@ -281,6 +309,10 @@ class _Run:
         cells = self.grid.cells().ravel()
         _, first = np.unique(cells, return_index=True)
         self.cells, self.first = (torch.from_numpy(at).to(self.x.device) for at in (cells, first))
+        pixels = torch.from_numpy(sources(self.grid, self.family.patch)).to(self.x.device)  # (cells, p, p)
+        square = self.family.patch**2
+        each = (pixels // square * square * self.family.channels + pixels % square)[:, None]  # of a token's first channel
+        self.sources = (each + square * torch.arange(self.family.channels, device=self.x.device)[:, None, None]).flatten()
 
     # Around a forward.
 
@@ -289,12 +321,14 @@ class _Run:
         if threading.get_ident() != self.thread:
             return None  # somebody else's forward on a shared transformer
         family = self.family = self.families[module]
+        args, kwargs = (), dict(zip(_forward_names(type(module).forward), args, strict=False)) | kwargs
         latents = family.incoming(args, kwargs)
         if self.denoiser is None:
             self.start(latents, args, kwargs)
-        elif self.calls == 0 and latents is not self.canvas:
+        elif self.calls == 0 and latents is not self.canvas and (self.called_back or self.changing):
             own = latents[: self.pictures]
-            if not torch.equal(own, self.canvas.to(own)):
+            self.changing = not torch.equal(own, self.canvas.to(own))  # waits for the device
+            if self.changing:
                 self.adopt(own)
         self.calls += 1
         if self.config.is_full:
@@ -303,6 +337,7 @@ class _Run:
         self.seating = Seating(self.grid, family.frame(self.config.frame), self.sigma, self.record and self.calls == 1)
         tokens = self.unfold(self.x).to(latents.dtype).repeat(len(latents) // self.pictures, 1, 1)
         found = family.arguments(args, kwargs, tokens, self.seating)
+        self.undo.append(family.install())  # again, where a call on the same transformer has ended meanwhile
         seat(self.seating)
         return found
 
@@ -343,37 +378,46 @@ class _Run:
         assert step.x is self.x if self.index else torch.equal(step.x, self.x)
         if self.config.is_full:
             step.x_next.copy_(self.fold(family.tokens(stock)))
-            self.canvas = stock
-        else:
-            self.canvas = family.latents(self.spread(step), self.grid.shape).to(stock.dtype)
-        wait(velocity.device)
-        now = time.perf_counter()
-        self.trace.events.append(event_of(step, self.config, denoiser, self.noise_of, None, now - self.clock, 0.0))
+        self.measured.append(Measured(step, self.config, denoiser, self.noise_of, self.clock))
         if step.grid_next is not step.grid:
             self.grid = step.grid_next
             self.place()
             for transformer in self.families:
-                if getattr(transformer, "is_cache_enabled", False):
-                    transformer._reset_stateful_cache()  # feature caches hold another number of tokens
+                if caches.enabled(transformer):
+                    self.move_cache(transformer, step)
+        self.canvas = (
+            stock if self.config.is_full else family.latents(self.spread(step.x_next), self.grid.shape).to(stock.dtype)
+        )
         self.x, self.sigma, self.calls, self.index = step.x_next, step.sigma_next, 0, self.index + 1
         if not self.config.is_full and self.index < len(self.scheduler.timesteps):
             self.scheduler.timesteps[self.index] = self.sigma * 1000  # what a callback is told
-        self.clock = time.perf_counter()
+        self.clock = Mark(velocity.device)
+        if velocity.device.type == "cpu":
+            self.settle()
         return self.canvas
 
-    def spread(self, step: SamplerStep) -> torch.Tensor:
-        """Return all cells' tokens, (B, cells, D): a parent's latent pixels are replicated."""
-        grid = step.grid_next
-        if len(grid) == int(np.prod(grid.shape)):
-            order = torch.from_numpy(grid.cells().ravel()).to(step.x_next.device)
-            return self.unfold(step.x_next[order])
-        fine = TokenGrid.uniform(grid.shape, grid.levels, grid.levels)
-        return self.unfold(self.layout.gather(self.layout.canvas(step.x_next, grid), fine))
+    def move_cache(self, transformer: Any, step: SamplerStep) -> None:
+        """Make a feature cache fit the new tokens, as it was asked for and where that can be done."""
+        stays = self.config.transition == "carry"  # the noise level, and with it what features mean
+        moved = (transformer, step.grid, step.grid_next, self.text_tokens, self.family.text_first)
+        if not (self.cached == "remap" and stays and caches.remap(*moved)):
+            caches.reset(transformer)
+
+    def spread(self, x: torch.Tensor) -> torch.Tensor:
+        """Return all cells' tokens, (B, cells, D), of the newest grid's: a parent's latent pixels are replicated."""
+        dense = self.unfold(x).reshape(self.pictures, -1).index_select(1, self.sources)
+        return dense.reshape(self.pictures, len(self.cells), -1)
+
+    def settle(self) -> None:
+        """Put the steps so far into the trace; on a GPU that waits for them, so it is not done at every step."""
+        measured, self.measured = self.measured, []
+        self.trace.events += [step.event() for step in measured]
 
     def finish(self, output: Any) -> None:
         """Put the finished picture into the trace, where the call made one."""
-        if self.denoiser is None or not self.trace.events:
+        if self.denoiser is None or not self.index:
             return
+        self.settle()
         made = output[0] if isinstance(output, tuple) else getattr(output, "images", None)
         made = getattr(output, "frames", None) if made is None else made
         if made is None or isinstance(made, torch.Tensor) or len(self.trace.events) < self.config.nfe:
@@ -386,8 +430,28 @@ class _Run:
         self.trace.events[-1] = dataclasses.replace(self.trace.events[-1], preview=picture)
 
 
+@functools.cache
+def _forward_names(forward: Any) -> list[str]:
+    """Return the names of a forward's arguments, in order: families see every argument by its name."""
+    return list(inspect.signature(forward).parameters)[1:]
+
+
 _CONFIGS: weakref.WeakKeyDictionary[Any, FrescoConfig] = weakref.WeakKeyDictionary()
+_CACHED: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _TRACES: weakref.WeakKeyDictionary[Any, Trace] = weakref.WeakKeyDictionary()
+_RUNS: weakref.WeakKeyDictionary[Any, _Run] = weakref.WeakKeyDictionary()  # those that are going on
+
+
+def call(pipe: Any, stock: Callable[..., Any], config: FrescoConfig, cached: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Return what a pipeline's stock `__call__` returns for these arguments, with Fresco in it; see `enable`."""
+    given = inspect.signature(stock).bind_partial(pipe, *args, **kwargs).arguments
+    prompt = given.get("prompt")
+    text = prompt if isinstance(prompt, str) else " | ".join(prompt or [])
+    called_back = any(value is not None for name, value in given.items() if name.startswith("callback_on"))
+    with _Run(pipe, config, text, cached, called_back) as run:
+        output = stock(pipe, *args, **kwargs)
+        run.finish(output)
+    return output
 
 
 @functools.cache
@@ -395,15 +459,10 @@ def _subclass(cls: Any) -> Any:
     """Return the pipeline's class with a call that runs Fresco; Python looks `__call__` up on the class only."""
 
     @functools.wraps(cls.__call__)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        prompt = args[0] if args else kwargs.get("prompt")
-        text = prompt if isinstance(prompt, str) else " | ".join(prompt or [])
-        with _Run(self, _CONFIGS[self], text) as run:
-            output = cls.__call__(self, *args, **kwargs)
-            run.finish(output)
-        return output
+    def enabled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(self, cls.__call__, _CONFIGS[self], _CACHED[self], args, kwargs)
 
-    members = {"__call__": call, "__module__": cls.__module__, "__doc__": cls.__doc__, "_fresco_stock": cls}
+    members = {"__call__": enabled, "__module__": cls.__module__, "__doc__": cls.__doc__, "_fresco_stock": cls}
     return type(cls.__name__, (cls,), members)
 
 
@@ -420,21 +479,14 @@ class Enabled:
         disable(self.pipe)
 
 
-def enable(pipe: Any, config: FrescoConfig | None = None) -> Enabled:
-    """Make a stock pipeline run Fresco through its ordinary call, until `disable`; or `with fresco.enable(pipe): ...`.
-
-    The call decides the prompt, size, guidance, steps and seed: `num_inference_steps` is the NFE, the generator's latents
-    are the noise field. Several pictures of one call share their tokens, chosen by the mean variance. Callbacks, true
-    classifier-free guidance and offloading work as ever; with `FrescoConfig.full` the call is the stock one, bit for bit.
-
-    Args:
-        pipe: a stock pipeline of one of the families in `fresco.backends.family.FAMILIES`.
-        config: the settings; None is `FrescoConfig.recommended()`. Enabling again replaces them.
+def check(pipe: Any, config: FrescoConfig, cached: str = "reset") -> None:
+    """Make sure that a pipeline can run these settings; see `enable`.
 
     Raises:
-        PluginError: on another pipeline, transformer or scheduler, or settings that the call decides.
+        PluginError: where it cannot; the message says what to change.
     """
-    config = config or FrescoConfig.recommended()
+    if cached not in caches.CACHES:
+        raise PluginError(f"cached is {cached!r}; it must be one of {', '.join(caches.CACHES)}")
     parts = transformers(pipe)
     if not parts:
         raise PluginError(f"{type(pipe).__name__} is not supported: it has no transformer; enable {_able()}")
@@ -449,17 +501,39 @@ def enable(pipe: Any, config: FrescoConfig | None = None) -> Enabled:
         for family in families:
             family.frame(config.frame)
     if type(pipe.scheduler) is not FlowMatchEulerDiscreteScheduler:
+        flow = pipe.scheduler.config.get("flow_shift")  # Wan's checkpoints come with UniPC
+        do = f": set pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift={flow:g})" if flow else ""
         raise PluginError(
-            f"the pipeline's scheduler is {type(pipe.scheduler).__name__}; Fresco needs FlowMatchEulerDiscreteScheduler"
+            f"the pipeline's scheduler is {type(pipe.scheduler).__name__}; Fresco needs FlowMatchEulerDiscreteScheduler{do}"
         )
     if config.guidance is not None:
         raise PluginError("guidance belongs to the call here: leave it out of the configuration and pass guidance_scale")
     if not config.is_full:
         families[0].schedule(pipe.scheduler, config.nfe)  # names the settings that cannot be used
+
+
+def enable(pipe: Any, config: FrescoConfig | None = None, *, cached: str = "reset") -> Enabled:
+    """Make a stock pipeline run Fresco through its ordinary call, until `disable`; or `with fresco.enable(pipe): ...`.
+
+    The call decides the prompt, size, guidance, steps and seed: `num_inference_steps` is the NFE, the generator's latents
+    are the noise field. Several pictures of one call share their tokens, chosen by the mean variance. Callbacks, true
+    classifier-free guidance and offloading work as ever; with `FrescoConfig.full` the call is the stock one, bit for bit.
+
+    Args:
+        pipe: a stock pipeline of one of the families in `fresco.backends.family.FAMILIES`.
+        config: the settings; None is `FrescoConfig.recommended()`. Enabling again replaces them.
+        cached: what a feature cache of diffusers (`pipe.transformer.enable_cache`) does when tokens are promoted: "reset"
+            starts it anew, "remap" hands each child its parent's features where the noise level stays (`carry`).
+
+    Raises:
+        PluginError: on another pipeline, transformer or scheduler, or settings that the call decides.
+    """
+    config = config or FrescoConfig.recommended()
+    check(pipe, config, cached)
     if pipe not in _CONFIGS:
         cls: Any = type(pipe)
         pipe.__class__ = _subclass(cls)
-    _CONFIGS[pipe] = config
+    _CONFIGS[pipe], _CACHED[pipe] = config, cached
     return Enabled(pipe)
 
 
@@ -477,4 +551,6 @@ def last_trace(pipe: Any) -> Trace:
     """
     if pipe not in _TRACES:
         raise PluginError("this pipeline has made no Fresco run yet; enable it and call it")
+    if pipe in _RUNS:
+        _RUNS[pipe].settle()
     return _TRACES[pipe]

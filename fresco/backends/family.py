@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from types import MethodType
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -26,7 +28,13 @@ from fresco.grid import TokenGrid, coarse_shape
 
 FAMILIES: dict[str, str] = {
     "FluxTransformer2DModel": "fresco.backends.flux:FluxFamily",
+    "Flux2Transformer2DModel": "fresco.backends.flux2:Flux2Family",
     "SD3Transformer2DModel": "fresco.backends.sd3:SD3Family",
+    "QwenImageTransformer2DModel": "fresco.backends.qwen_image:QwenImageFamily",
+    "ZImageTransformer2DModel": "fresco.backends.z_image:ZImageFamily",
+    "HunyuanVideoTransformer3DModel": "fresco.backends.hunyuan_video:HunyuanVideoFamily",
+    "WanTransformer3DModel": "fresco.backends.wan:WanFamily",
+    "LTXVideoTransformer3DModel": "fresco.backends.ltx:LTXFamily",
 }
 """Transformer class -> module and class of its family."""
 
@@ -53,13 +61,25 @@ class Seating:
 
     def ids(self, device: torch.device) -> torch.Tensor:
         """Return (N, 3) float32 positions (frame, row, col). They stay float32: bfloat16 loses .5 above 128."""
-        return torch.from_numpy(self.grid.centers(self.frame)).to(device)
+        return kept(self.grid, ("ids", self.frame, device), lambda: torch.from_numpy(self.grid.centers(self.frame)).to(device))
 
     def extent(self) -> Shape:
         """Return (frames, rows, cols) of the dense grid whose cells are the unit of `ids`: tables are cut to it."""
         grid = self.grid
         level = int(grid.level[0]) if grid.is_uniform else grid.levels if self.frame == "fine" else 0
         return coarse_shape(grid.shape, grid.levels - level)
+
+
+_KEPT: WeakKeyDictionary[TokenGrid, dict[Any, Any]] = WeakKeyDictionary()
+K = TypeVar("K")
+
+
+def kept(grid: TokenGrid, key: Any, make: Callable[[], K]) -> K:
+    """Return what belongs to a grid, made once: sending it to the device at every step would hold the host up."""
+    found: dict[Any, K] = _KEPT.setdefault(grid, {})
+    if key not in found:
+        found[key] = make()
+    return found[key]
 
 
 _SEATED: ContextVar[Seating | None] = ContextVar("fresco_seating", default=None)
@@ -94,13 +114,20 @@ class Family(ABC):
         channels: latent channels C; a token has D = C p p numbers in (c, dy, dx) order.
         frames: position frames it can do, the default first.
         pipelines: names of the stock pipelines that `fresco.enable` knows.
+        depths: entries of the config that say how many blocks of one kind, all alike, there are: FLOPs are counted with one
+            and two of them. None counts the whole model, which takes a minute where it has 60 blocks.
         records: whether it can record attention.
+        text_first: whether blocks that see text and image as one sequence have the text before the image.
+        counting_step: image tokens by which FLOPs are counted, in multiples of 4; a family that pads tokens names how.
     """
 
     patch: int = 2
     frames: tuple[str, ...] = ("coarse", "coarse_corner", "fine")
     pipelines: tuple[str, ...] = ()
+    depths: tuple[str, ...] = ()
     records = False
+    text_first = False
+    counting_step = 16
 
     def __init__(self, transformer: Any, patch: int | None = None) -> None:
         """Bind to a transformer; `patch` is latent pixels per token side where it is not the family's usual one."""
@@ -145,21 +172,33 @@ class Family(ABC):
 
     def flops(self, text_tokens: int) -> Callable[[int], float]:
         """Return (image tokens) -> FLOPs of one forward of batch 1, counted on the class itself without weights."""
-        cls, config, patch = type(self), self.transformer.config, self.patch
-        kind = type(self.transformer)
+        cls, kind, patch = type(self), type(self.transformer), self.patch
+        # diffusers drops entries that were left to their default, whatever they say now.
+        config = {name: value for name, value in self.transformer.config.items() if name != "_use_default_values"}
 
-        def count(tokens: int) -> float:
+        def forward(tokens: int, change: dict[str, Any]) -> float:
             meta = torch.device("meta")
             with meta:
-                family = cls(kind.from_config(config).eval(), patch)
-            where = Seating(TokenGrid.uniform((1, 1, tokens), 1, 1), family.frame("auto"), 1.0)
+                family = cls(kind.from_config(config | change).eval(), patch)
+            where = Seating(TokenGrid.uniform((1, 4, tokens // 4), 1, 1), family.frame("auto"), 1.0)
             family.install()
             x = torch.zeros(1, tokens, family.channels * family.patch**2, device=meta)
             args, kwargs = family.arguments((), family.example(text_tokens, meta) | {"return_dict": False}, x, where)
             with seated(where):
                 return counted(lambda: family.transformer(*args, **kwargs))
 
-        return quadratic(count)
+        def count(tokens: int) -> float:
+            shallow, more = self.blocks()
+            one = forward(tokens, shallow)
+            return one + sum(times * (forward(tokens, shallow | change) - one) for times, change in more)
+
+        key = f"{kind.__qualname__} {patch} {text_tokens} {config}"
+        return _CURVES.setdefault(key, quadratic(count, self.counting_step))  # each call of an enabled pipeline asks
+
+    def blocks(self) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
+        """Return the changes of the config to a shallow model, and how often each further change adds its block to that."""
+        depths = self.depths
+        return dict.fromkeys(depths, 1), [(self.transformer.config[name] - 1, {name: 2}) for name in depths]
 
     def install(self) -> Callable[[], None]:
         """Put what gives positions on the transformer, and return what takes it away; without a seating it is inert."""
@@ -266,19 +305,80 @@ class GridFamily(Family):
         return (dense, *output[1:]) if isinstance(output, tuple) else type(output)(sample=dense)
 
 
-def quadratic(flops: Callable[[int], float]) -> Callable[[int], float]:
+class PackedFamily(Family):
+    """Image models that take packed tokens, (B, N, D) in (c, dy, dx) order: they go in as they are."""
+
+    def count_channels(self) -> int:
+        """Return the latent channels: a token on the way in has C p p numbers."""
+        return int(self.transformer.config.in_channels) // self.patch**2
+
+    def tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the packed latents themselves, (B, N, D)."""
+        return latents
+
+    def latents(self, tokens: torch.Tensor, shape: Shape) -> torch.Tensor:
+        """Return the tokens themselves."""
+        return tokens
+
+    def incoming(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """Return the forward's `hidden_states`."""
+        return args[0] if args else kwargs["hidden_states"]  # type: ignore[no-any-return]
+
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: torch.Tensor, where: Seating
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with the tokens, their places and the seating's timestep."""
+        # The pipelines' own roundings: sigma -> t in 0..1000 -> the model's dtype -> sigma.
+        time = (torch.full((len(tokens),), where.sigma, device=tokens.device) * 1000).to(tokens.dtype) / 1000
+        return (), kwargs | {"hidden_states": tokens, "timestep": time} | self.places(kwargs, where, tokens)
+
+    @abstractmethod
+    def places(self, kwargs: Mapping[str, Any], where: Seating, tokens: torch.Tensor) -> dict[str, Any]:
+        """Return the arguments that say where the tokens (B, N, D) of a forward are."""
+
+    def outgoing(self, output: Any) -> torch.Tensor:
+        """Return the velocity (B, N, D)."""
+        return output[0] if isinstance(output, tuple) else output.sample  # type: ignore[no-any-return]
+
+    def spread(self, output: Any, cells: torch.Tensor, shape: Shape) -> Any:
+        """Return the output with one token's velocity per cell."""
+        dense = self.outgoing(output)[:, cells]
+        return (dense, *output[1:]) if isinstance(output, tuple) else type(output)(sample=dense)
+
+
+def hooked(module: Any, hook: Callable[..., Any]) -> Callable[[], None]:
+    """Register a forward hook of a module, once; return what takes it away, if it was not there before."""
+    if hook in module._forward_hooks.values():
+        return lambda: None
+    remove: Callable[[], None] = module.register_forward_hook(hook).remove
+    return remove
+
+
+def shadowed(thing: Any, name: str, method: Callable[..., Any]) -> Callable[[], None]:
+    """Shadow a method on one instance, once; return what takes the shadow away, if it was not there before."""
+    if name in vars(thing):
+        return lambda: None
+    setattr(thing, name, MethodType(method, thing))  # bound, so that a deep copy has its own
+    return lambda: vars(thing).pop(name, None)
+
+
+_CURVES: dict[str, Callable[[int], float]] = {}
+
+
+def quadratic(flops: Callable[[int], float], step: int = 16) -> Callable[[int], float]:
     """Return FLOPs for any token count from three counts: those of an attention model are a polynomial of degree two.
 
     Args:
-        flops: (tokens) -> FLOPs, counted; asked for 16, 32 and 48 tokens when first needed.
+        flops: (tokens) -> FLOPs, counted; asked for 1, 2 and 3 steps when first needed.
+        step: number of tokens.
     """
 
     @lru_cache(maxsize=1)
     def through() -> tuple[float, float, float]:
-        a, b, c = (flops(n) for n in (16, 32, 48))
-        curve = (c - 2 * b + a) / (2 * 16**2)
-        slope = (b - a) / 16 - curve * 48
-        return a - slope * 16 - curve * 16**2, slope, curve
+        a, b, c = (flops(n * step) for n in (1, 2, 3))
+        curve = (c - 2 * b + a) / (2 * step**2)
+        slope = (b - a) / step - curve * 3 * step
+        return a - slope * step - curve * step**2, slope, curve
 
     def at(tokens: int) -> float:
         constant, slope, curve = through()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from fresco.backends import ModelError
 from fresco.backends.family import Family, Seating, seated
 from fresco.backends.flow import FlowSchedule
+from fresco.backends.hub import HubModel, memory, smaller
+from fresco.config import FrescoConfig
 from fresco.denoiser import Conditioning
 from fresco.grid import TokenGrid
 
@@ -40,7 +43,7 @@ class StockDenoiser(ABC):
         """Bind a transformer to the settings of one run.
 
         Args:
-            family: the transformer's family; its position hooks are installed here, inert for everybody else.
+            family: the transformer's family; its position hooks stay on the transformer, inert for everybody else.
             native_size: (frames, height, width) in pixels where a run names none.
             pixels_per_token: picture pixels per token side, autoencoder and patch together.
             schedule: the model's sigma grid.
@@ -63,9 +66,6 @@ class StockDenoiser(ABC):
         self.native_size, self.pixels_per_token, self.frame_stride = native_size, pixels_per_token, frame_stride
         self.schedule, self._flops, self.frame = schedule, flops, family.frame(frame)
         self.guidance, self.cfg_scale, self.unconditional = guidance, cfg_scale, unconditional
-        if not getattr(self.transformer, "_fresco_seats", False):
-            family.install()
-            self.transformer._fresco_seats = True
 
     def token_shape(self, size: tuple[int, int, int] | None) -> tuple[int, int, int]:
         """Return (frames, rows, cols) of the finest token grid for (frames, height, width) pixels; None is native.
@@ -97,7 +97,11 @@ class StockDenoiser(ABC):
     def conditioning(self, cond: Conditioning, sigma: float) -> dict[str, Any]:
         """Return what the transformer takes beside the tokens and their places, batch 1: text, timestep, guidance."""
 
-    def guide(self, without: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    def guides(self, sigma: float) -> bool:
+        """Return whether guidance acts at a noise level."""
+        return self.cfg_scale != 1
+
+    def guide(self, without: torch.Tensor, given: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
         """Return the guided velocity (N, D) of the unconditional and the conditional one."""
         return without + self.cfg_scale * (given - without)
 
@@ -107,22 +111,76 @@ class StockDenoiser(ABC):
 
         Raises:
             ValueError: on a state that does not fit the grid, or sigma out of range.
+            ModelError: where memory ran out.
         """
         if len(x) != len(grid) or not 0 < sigma <= 1:
             raise ValueError(
                 f"got {len(x)} tokens for a grid of {len(grid)} at sigma {sigma}; counts must agree and sigma be above 0, "
                 "at most 1"
             )
-        given = self._forward(x, grid, sigma, cond)
-        if self.cfg_scale != 1:
-            assert self.unconditional is not None  # checked on construction
-            given = self.guide(self._forward(x, grid, sigma, self.unconditional), given)
+        text = max((len(states) for states in cond.tensors.values() if states.ndim == 2), default=0)
+        advice = partial(smaller, self.transformer, self.device, grid, self.pixels_per_token, text)
+        with memory(f"the transformer ran on {len(grid)} tokens", advice):
+            given = self._forward(x, grid, sigma, cond)
+            if self.guides(sigma):
+                assert self.unconditional is not None  # checked on construction
+                given = self.guide(self._forward(x, grid, sigma, self.unconditional), given, grid)
         return given.to(x.device)
 
     def _forward(self, x: torch.Tensor, grid: TokenGrid, sigma: float, cond: Conditioning) -> torch.Tensor:
         """Return the transformer's velocity (N, D) float32."""
+        self.family.install()  # once; but the end of somebody's `fresco.enable` takes away what it brought
         tokens = x.to(self.device, self.transformer.dtype)[None]
         where = Seating(grid, self.frame, sigma)
         args, kwargs = self.family.arguments((), self.conditioning(cond, sigma) | {"return_dict": False}, tokens, where)
         with seated(where):
             return self.family.outgoing(self.transformer(*args, **kwargs))[0].float()
+
+
+class StockModel(HubModel):
+    """A checkpoint of a family that has a `StockDenoiser`; a subclass names that and brings `embed`.
+
+    Attributes beyond those of `HubModel`:
+        denoiser: the family's denoiser; set by the class.
+        embedded: whether the transformer takes the guidance scale as an input: no second forward then.
+    """
+
+    denoiser: type[StockDenoiser]
+
+    def cfg_scale(self, scale: float) -> float:
+        """Return the scale of `u + scale (c - u)` for the pipeline's guidance scale, of which 1 and below are none."""
+        return max(scale, 1.0)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the guidance scale is an input of the transformer."""
+        config = self.transformer.config
+        return bool(config.get("guidance_embeds") or config.get("guidance_embed"))
+
+    def bind(self, config: FrescoConfig) -> StockDenoiser:
+        """Return the denoiser for one run: guidance and position frame fixed."""
+        scale = self.which.guidance if config.guidance is None else config.guidance
+        embedded = self.embedded
+        cfg_scale = 1.0 if embedded else self.cfg_scale(scale)
+        return self.denoiser(
+            self.family,
+            native_size=self.native_size,
+            pixels_per_token=self.pixels_per_token,
+            schedule=self.family.schedule(self.pipe.scheduler, config.nfe),
+            flops=self.flops_of,
+            device=self.device,
+            frame=config.frame,
+            guidance=scale if embedded else None,
+            cfg_scale=cfg_scale,
+            unconditional=None if cfg_scale == 1 else self.negative(),
+            frame_stride=self.frame_stride,
+        )
+
+    @cached_property
+    def flops_of(self) -> Callable[[int], float]:
+        """(tokens) -> FLOPs of one forward, without guidance; counted once."""
+        return self.family.flops(self.which.text_tokens)
+
+    def flops(self, tokens: int) -> float:
+        """Return the FLOPs of one forward, without guidance."""
+        return self.flops_of(tokens)
