@@ -48,23 +48,31 @@ def record(
         preview_every: decode the clean estimate every k steps, and at the last; 0 only at the last.
         cond: the encoded prompt, where the caller has it.
     """
+    for measured, preview, seconds in _steps(model, prompt, config, preview_every, cond):
+        yield measured.event(preview, seconds)
+
+
+def _steps(
+    model: Model, prompt: str, config: FrescoConfig, preview_every: int, cond: Conditioning | None = None
+) -> Iterator[tuple[Measured, Any, float]]:
+    """Yield what each step left, its picture or None, and the seconds that took; nothing waits for the device."""
     denoiser = model.bind(config)
     cond = cond or model.encode(prompt)
     layout = Layout(denoiser.channels, denoiser.patch)
     field = FieldNoise(NoiseField(config.seed, denoiser.channels, denoiser.patch))
     steps = sample(denoiser, cond, config)
     for _ in range(config.nfe):
-        start = time.perf_counter()
+        start = Mark(model.device)
         step = next(steps)
-        wait(model.device)
-        seconds, start = time.perf_counter() - start, time.perf_counter()
+        measured = Measured(step, config, denoiser, field, start)
         last = step.step == config.nfe - 1
-        preview = None
-        if last:
-            preview = model.decode(layout.unpack(step.x_next, step.grid_next))
-        elif preview_every and step.step % preview_every == 0:
-            preview = model.preview(_clean(step, layout))
-        yield event_of(step, config, denoiser, field, preview, seconds, time.perf_counter() - start)
+        preview, seconds = None, 0.0
+        if last or (preview_every and step.step % preview_every == 0):
+            wait(model.device)  # so that the picture's seconds are its own; it comes to the host in any case
+            begun = time.perf_counter()
+            preview = model.decode(layout.unpack(step.x_next, step.grid_next)) if last else model.preview(_clean(step, layout))
+            seconds = time.perf_counter() - begun
+        yield measured, preview, seconds
 
 
 def wait(device: torch.device) -> None:
@@ -73,40 +81,105 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Mark:
+    """A point in the work of a device; setting one waits for nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))
+        self._time = time.perf_counter()
+
+    def reach(self) -> None:
+        """Wait until the device is there."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def until(self, end: Mark) -> float:
+        """Return the seconds from here to a later mark, on the device's own clock where it has one."""
+        if self._event is None or end._event is None:
+            return end._time - self._time
+        end.reach()
+        return float(self._event.elapsed_time(end._event)) / 1000
+
+
 def _clean(step: SamplerStep, layout: Layout) -> torch.Tensor:
     """Return the clean estimate as a latent: at the sketch's own resolution while all tokens are of one size."""
     return layout.unpack(step.x0, step.grid) if step.grid.is_uniform else layout.canvas(step.x0, step.grid)
 
 
 class FieldNoise:
-    """The field's noise on the newest grid: it changes only when tokens are promoted."""
+    """The field's noise on the newest grid, on the device: after a promotion only that of new tokens is asked for."""
 
     def __init__(self, field: NoiseField) -> None:
-        self._field, self._grid, self._noise = field, None, np.empty(0)
+        self._field = field
+        self._grid: TokenGrid | None = None
+        self._noise = torch.empty(0)
 
-    def __call__(self, grid: TokenGrid) -> np.ndarray[Any, Any]:
-        if grid is not self._grid:
-            self._grid, self._noise = grid, self._field.at(grid)  # type: ignore[assignment]
+    def __call__(self, grid: TokenGrid, device: torch.device) -> torch.Tensor:
+        """Return (N, D) float32."""
+        if grid is self._grid:
+            return self._noise
+        new, parent = np.ones(len(grid), dtype=bool), np.zeros(len(grid), dtype=np.int64)
+        if self._grid is not None:
+            _, first = np.unique(grid.cells(), return_index=True)
+            parent = self._grid.cells().ravel()[first]
+            new = grid.level != self._grid.level[parent]
+        some = TokenGrid(grid.shape, grid.levels, grid.level[new], grid.coord[new])
+        drawn = torch.from_numpy(self._field.at(some)).to(device, torch.float32)
+        if self._grid is None:
+            self._noise = drawn
+        else:
+            self._noise = self._noise[torch.from_numpy(parent).to(device)]
+            self._noise[torch.from_numpy(np.flatnonzero(new)).to(device)] = drawn
+        self._grid = grid
         return self._noise
 
 
-def event_of(
-    step: SamplerStep, config: FrescoConfig, denoiser: Denoiser, field: FieldNoise, preview: Any, seconds: float,
-    preview_seconds: float,
-) -> StepEvent:  # fmt: skip
-    """Return the event of a step; `field` gives its tokens' field noise, `preview` is (T, H, W, 3) uint8 or None."""
-    variance = step.variance.float().cpu().numpy()
-    eps = (step.x - (1 - step.sigma) * step.x0) / max(step.sigma, 1e-12)
-    gap = np.sqrt(np.mean((eps.float().cpu().numpy() - field(step.grid)) ** 2, axis=1))
-    if not np.isfinite(gap).all():
-        raise FrescoError(
-            f"the model returned numbers that are not finite at step {step.step + 1}; try dtype float32, or other weights"
-        )
-    tau, ratio = (step.tau, step.ratio) if step.check else reading(config, step.grid, variance)
-    return StepEvent(
-        step.step, step.sigma, step.sigma_next, step.stage, step.check, step.closing, tau, ratio, step.grid, variance,
-        step.selected, preview, denoiser.flops(len(step.grid)), seconds, preview_seconds, gap.astype(np.float32),
-    )  # fmt: skip
+class Measured:
+    """What a step leaves behind for its event; numbers are on their way from the device until the event is asked for."""
+
+    def __init__(self, step: SamplerStep, config: FrescoConfig, denoiser: Denoiser, field: FieldNoise, start: Mark) -> None:
+        """Measure a step.
+
+        Args:
+            step: the step.
+            config: the settings of the run.
+            denoiser: says the FLOPs.
+            field: the noise of the run's field on the step's tokens.
+            start: set before the step.
+        """
+        self._config, self._flops, self._start = config, denoiser.flops(len(step.grid)), start
+        self._end = Mark(step.x.device)
+        eps = (step.x - (1 - step.sigma) * step.x0) / max(step.sigma, 1e-12)
+        gap = (eps - field(step.grid, eps.device)).square().mean(dim=1).sqrt()
+        self._variance, self._gap = (value.float().to("cpu", non_blocking=True) for value in (step.variance, gap))
+        self._copied = Mark(step.x.device)
+        self._given: dict[str, Any] = {
+            "step": step.step, "sigma": step.sigma, "sigma_next": step.sigma_next, "stage": step.stage, "check": step.check,
+            "closing": step.closing, "grid": step.grid, "selected": step.selected,
+        }  # fmt: skip
+        self._drive = (step.tau, step.ratio)
+
+    def event(self, preview: Any = None, preview_seconds: float = 0.0) -> StepEvent:
+        """Return the step's event, as soon as the device has reached it; `preview` is (T, H, W, 3) uint8 or None.
+
+        Raises:
+            FrescoError: where the model returned numbers that are not finite.
+        """
+        self._copied.reach()
+        variance, gap = self._variance.numpy(), self._gap.numpy()
+        if not np.isfinite(gap).all():
+            raise FrescoError(
+                f"the model returned numbers that are not finite at step {self._given['step'] + 1}; try dtype float32, or "
+                "other weights"
+            )
+        tau, ratio = self._drive if self._given["check"] else reading(self._config, self._given["grid"], variance)
+        return StepEvent(
+            **self._given, tau=tau, ratio=ratio, variance=variance, preview=preview, flops=self._flops,
+            seconds=self._start.until(self._end), preview_seconds=preview_seconds, noise_gap=gap,
+        )  # fmt: skip
 
 
 def reading(config: FrescoConfig, grid: TokenGrid, variance: np.ndarray[Any, Any]) -> tuple[float, float]:
@@ -236,7 +309,7 @@ def compare(
     for track, event in race(tracks):
         if track == 0:
             spent, last = spent + event.flops, event
-            yield Seen(0, config, event, *_likeness(event.preview, final))
+            yield Seen(0, config, event, *likeness(event.preview, final))
         else:
             yield Seen(1, full, event)
             final = event.preview if event.step == full.nfe - 1 else final
@@ -246,10 +319,10 @@ def compare(
             yield Seen(1, full, event)
             final = event.preview
     if last is not None and final is not None:
-        yield Seen(0, config, last, *_likeness(last.preview, final))
+        yield Seen(0, config, last, *likeness(last.preview, final))
 
 
-def _likeness(picture: Any, reference: Any) -> tuple[float | None, float | None]:
+def likeness(picture: Any, reference: Any) -> tuple[float | None, float | None]:
     """Return (PSNR, SSIM) of two pictures of one size, or nothing: a sketch is smaller than the reference."""
     if picture is None or reference is None or picture.shape != reference.shape:
         return None, None
@@ -258,5 +331,6 @@ def _likeness(picture: Any, reference: Any) -> tuple[float | None, float | None]
 
 def run(model: Model, prompt: str, config: FrescoConfig, *, label: str = "", preview_every: int = 1) -> Trace:
     """Return the whole trace of one run."""
-    events = list(record(model, prompt, config, preview_every=preview_every))
+    steps = list(_steps(model, prompt, config, preview_every))  # no number is asked for before the last step
+    events = [measured.event(preview, seconds) for measured, preview, seconds in steps]
     return Trace(prompt, config, model.name, label, provenance(model), events)

@@ -19,7 +19,8 @@ import torch
 from diffusers import AutoencoderTiny, FluxPipeline
 
 from fresco.backends import ModelError, load_model
-from fresco.backends.flux_hub import CHECKPOINTS, HubModel, Needs, fetch, memory, parameters
+from fresco.backends.flux_hub import CHECKPOINTS, FluxHubModel
+from fresco.backends.hub import Needs, fetch, memory, parameters
 from fresco.config import FrescoConfig
 from fresco.cost import SHAPES
 from fresco.record import run
@@ -54,9 +55,9 @@ def local(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> dict[str
     return folders
 
 
-def load(name: str, folder: Path, dtype: str = "float32") -> HubModel:
+def load(name: str, folder: Path, dtype: str = "float32") -> FluxHubModel:
     found = load_model(f"{name}:{folder}", device="cpu", dtype=dtype)
-    assert isinstance(found, HubModel)
+    assert isinstance(found, FluxHubModel)
     return found
 
 
@@ -173,24 +174,25 @@ def real_folder(root: Path, double: int = 19, guidance: bool = True, heads: int 
 
 def test_what_the_published_checkpoints_need(local: dict[str, Path], tmp_path: Path) -> None:
     """Parameters as published (12 B, 8 B), the placement each GPU gets, and the sentence."""
-    dev = parameters(real_folder(tmp_path / "dev"))
+    dev = parameters(real_folder(tmp_path / "dev"), "FluxPipeline")
     assert dev["transformer"] == 11_901_408_320
     assert dev["text_encoder_2"] == 4_762_310_656
     assert dev["text_encoder"] == 123_060_480
     assert dev["vae"] == 83_819_683
-    assert parameters(real_folder(tmp_path / "schnell", guidance=False))["transformer"] == dev["transformer"] - (
-        256 * 3072 + 3072
-    ) - (3072 * 3072 + 3072)
-    lite = parameters(real_folder(tmp_path / "lite", double=SHAPES["flux-lite"].double_blocks))
+    assert parameters(real_folder(tmp_path / "schnell", guidance=False), "FluxPipeline")["transformer"] == dev[
+        "transformer"
+    ] - (256 * 3072 + 3072) - (3072 * 3072 + 3072)
+    lite = parameters(real_folder(tmp_path / "lite", double=SHAPES["flux-lite"].double_blocks), "FluxPipeline")
     assert 8.1e9 < lite["transformer"] < 8.2e9
     gpu, half = torch.device("cuda", 0), {part: 2 * count for part, count in dev.items()}
 
     def placed(parts: dict[str, int], free: float, host: float, device: torch.device = gpu) -> str | None:
         return Needs("flux-dev", parts, torch.bfloat16, device, int(free * GIB), int(host * GIB)).placement
 
-    assert [placed(half, free, 64) for free in (141, 80, 40, 24, 16)] == ["resident"] * 3 + ["offload", None]
+    assert [placed(half, free, 64) for free in (141, 80, 40, 24, 16)] == ["resident"] * 3 + ["model", "group"]
+    assert placed(half, 3, 64) is None  # no room for the activations
     assert placed(half, 24, 30) is None  # 33.7 GB do not fit on the host either
-    assert placed({part: 2 * count for part, count in lite.items()}, 16, 64) == "offload"
+    assert placed({part: 2 * count for part, count in lite.items()}, 16, 64) == "model"
     cpu = torch.device("cpu")
     assert [placed(half, host, host, cpu) for host in (24, 32, 64)] == [None, "resident", "resident"]
     small = Needs("flux-dev", half, torch.bfloat16, gpu, 16 * GIB, 24 * GIB)
@@ -203,7 +205,7 @@ def test_what_the_published_checkpoints_need(local: dict[str, Path], tmp_path: P
         small.check()
 
     model = load("flux-dev", local["flux-dev"])
-    for part, count in parameters(local["flux-dev"]).items():
+    for part, count in parameters(local["flux-dev"], "FluxPipeline").items():
         assert count == sum(weight.numel() for weight in getattr(model.pipe, part).parameters())
 
 
@@ -224,7 +226,7 @@ def test_a_folder_by_variable_and_what_is_wrong_with_one(
     assert model.provenance != load("flux-dev", local["flux-dev"]).provenance
     with pytest.raises(ModelError, match="revision 'main' names a version on the hub"):
         load_model("flux-schnell", revision="main")
-    with pytest.raises(ModelError, match="oracle is not read from a folder; only flux-dev, flux-schnell, flux-lite are"):
+    with pytest.raises(ModelError, match="oracle is not read from a folder; only flux-dev, flux-schnell, flux-lite"):
         load_model("oracle:/tmp")
     with pytest.raises(ModelError, match="unknown model 'flux-pro'"):
         load_model("flux-pro")
@@ -255,6 +257,7 @@ def test_out_of_memory_is_one_sentence(local: dict[str, Path]) -> None:
     for decode in (model.decode, model.preview):
         with pytest.raises(ModelError, match="memory ran out while a picture of 4194304 x 8388608 was decoded; use a smaller"):
             decode(vast)
+    assert model.pipe.vae.use_tiling  # tried tile by tile, too
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), memory("this ran", "do that"):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
     with pytest.raises(ModelError, match="memory ran out while this ran; do that"), memory("this ran", "do that"):

@@ -20,7 +20,7 @@ from fresco.cost import TransformerShape
 from fresco.denoiser import Conditioning
 from fresco.grid import TokenGrid
 from fresco.noise import NoiseField
-from fresco.plugin import LatentNoise, PluginError
+from fresco.plugin import LatentNoise, PluginError, sources
 from fresco.sampler import SamplerStep, sample
 from fresco.tokens import Layout
 from tests.tiny_flux import DEV, EDGE, SCHNELL, tiny_flux
@@ -118,6 +118,21 @@ def test_the_latents_are_the_field() -> None:
     assert abs(values.mean()) < 0.05
     again = LatentNoise(np.moveaxis(odd[0]._pixels[:, :14, :18], -1, 0), 2, 1)
     np.testing.assert_array_equal(again.at(border), odd[0].at(border))
+
+
+@pytest.mark.parametrize(("shape", "levels", "patch"), [((1, 7, 9), 1, 2), ((2, 5, 6), 2, 1), ((1, 8, 6), 2, 2)])
+def test_where_each_pixel_comes_from(shape: tuple[int, int, int], levels: int, patch: int) -> None:
+    """One gather by `sources` is the layout's canvas, on grids of every mixture."""
+    layout, grid = Layout(3, patch), TokenGrid.uniform(shape, levels, 0)
+    fine = TokenGrid.uniform(shape, levels, levels)
+    rng = np.random.default_rng(0)
+    for _ in range(2 * levels + 1):
+        x = torch.randn(len(grid), layout.dim)
+        want = layout.gather(layout.canvas(x, grid), fine)
+        at = torch.from_numpy(sources(grid, patch))
+        got = x.reshape(len(grid), 3, patch**2).transpose(0, 1).reshape(3, -1)[:, at.flatten()]
+        assert torch.equal(got.reshape(3, len(fine), patch**2).transpose(0, 1).reshape(len(fine), -1), want)
+        grid, _ = grid.expand(grid.expandable & (rng.random(len(grid)) < 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

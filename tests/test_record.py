@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from fresco.backends.oracle import OracleModel
 from fresco.config import ConfigError, FrescoConfig
 from fresco.denoiser import Conditioning
+from fresco.grid import TokenGrid
 from fresco.metrics import psnr, ssim
 from fresco.noise import NoiseField
-from fresco.record import References, compare, full_step, race, record, run
+from fresco.record import FieldNoise, References, compare, full_step, race, record, run
 from fresco.sampler import sample
 from fresco.tokens import Layout
 
@@ -321,3 +323,27 @@ def test_conditioning_can_be_given():
     b = list(record(model, "other", FrescoConfig.full(3)))
     for one, two in zip(a, b, strict=True):
         equal(one, two)
+
+
+def test_the_fields_noise_is_asked_for_once_per_token() -> None:
+    """After promotions the same numbers as from scratch, while only new tokens are drawn; an odd grid with two levels."""
+
+    class Counting(NoiseField):
+        asked = 0
+
+        def at(self, grid: TokenGrid) -> Any:
+            self.asked += len(grid)
+            return super().at(grid)
+
+    field, grid = Counting(3, 2, 2), TokenGrid.uniform((2, 7, 5), 2, 0)
+    noise, rng, total = FieldNoise(field), np.random.default_rng(1), len(TokenGrid.uniform((2, 7, 5), 2, 0))
+    for _ in range(5):
+        got = noise(grid, torch.device("cpu"))
+        np.testing.assert_array_equal(got.numpy(), NoiseField(3, 2, 2).at(grid).astype(np.float32))
+        assert noise(grid, torch.device("cpu")) is got
+        assert field.asked == total
+        mask = grid.expandable & (rng.random(len(grid)) < 0.6)
+        following, _ = grid.expand(mask)
+        total += len(following) - int((~mask).sum())
+        grid = following
+    assert grid.level.max() == 2

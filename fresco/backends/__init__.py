@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fresco.errors import FrescoError
 
@@ -18,11 +18,26 @@ BACKENDS: dict[str, str] = {
     "flux-dev": "fresco.backends.flux_hub",
     "flux-schnell": "fresco.backends.flux_hub",
     "flux-lite": "fresco.backends.flux_hub",
+    "sd3.5-medium": "fresco.backends.sd3",
+    "sd3.5-large": "fresco.backends.sd3",
+    "sd3.5-large-turbo": "fresco.backends.sd3",
+    "qwen-image": "fresco.backends.qwen_image",
+    "flux2-dev": "fresco.backends.flux2",
+    "flux2-klein": "fresco.backends.flux2",
+    "z-image-turbo": "fresco.backends.z_image",
+    "hunyuan-video": "fresco.backends.hunyuan_video",
+    "wan2.1-1.3b": "fresco.backends.wan",
+    "wan2.2-ti2v-5b": "fresco.backends.wan",
+    "wan2.2-t2v-a14b": "fresco.backends.wan",
+    "ltx-video": "fresco.backends.ltx",
 }
 """Model name -> module with `load(device, dtype, revision) -> Model`."""
 
-FAMILIES = ("fresco.backends.flux_hub",)
-"""Modules with several checkpoints: their `load` also takes the keywords `name` and `folder`."""
+BUNDLED = ("sinopia", "oracle")
+"""Names whose `load` downloads nothing; that of all others also takes `name` and the options (`fresco.backends.hub`)."""
+
+OPTIONS = ("quantize", "lora", "offload", "compile", "attention")
+"""Further keywords of `load_model`, for models that download: those of `fresco.backends.hub.Options`."""
 
 
 class ModelError(FrescoError):
@@ -73,14 +88,17 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    **options: Any,
 ) -> Model:
     """Load a model of the registry.
 
     Args:
-        name: a name in BACKENDS; those that download also take a local folder, "flux-dev:/path".
+        name: a name in BACKENDS; those that download also take a local folder, "flux-dev:/path", or a single file with the
+            transformer's weights, "flux-dev:/path/model.safetensors" or ".gguf".
         device: "auto" (CUDA when there is one, else CPU), "cpu", "cuda" or "cuda:N".
         dtype: weights' dtype; None is the backend's own choice. The sampler's state stays float32.
         revision: checkpoint revision, for backends that download.
+        options: for those too: quantize, lora, offload, compile, attention; see `fresco.backends.hub.Options`.
 
     Raises:
         ModelError: on an unknown name, a device or dtype that cannot be had, or files that are missing or damaged.
@@ -88,11 +106,14 @@ def load_model(
     base, _, folder = name.partition(":")
     if base not in BACKENDS:
         raise ModelError(f"unknown model {name!r}; choose one of {', '.join(BACKENDS)}")
-    several = BACKENDS[base] in FAMILIES
-    if folder and not several:
-        able = ", ".join(other for other, module in BACKENDS.items() if module in FAMILIES)
-        raise ModelError(f"{base} is not read from a folder; only {able} are")
+    if folder and base in BUNDLED:
+        raise ModelError(f"{base} is not read from a folder; only {', '.join(n for n in BACKENDS if n not in BUNDLED)} are")
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise ModelError(f"unknown option(s) {', '.join(unknown)}; choose from {', '.join(OPTIONS)}")
+    if options and base in BUNDLED:
+        raise ModelError(f"{base} takes no option {', '.join(options)}; only the models that are downloaded do")
     where, kind = pick_device(device), pick_dtype(dtype)
-    options = {"name": base, "folder": folder or None} if several else {}
+    if base not in BUNDLED:
+        options |= {"name": base, "folder": folder or None}
     model: Model = importlib.import_module(BACKENDS[base]).load(where, kind, revision, **options)
     return model

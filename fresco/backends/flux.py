@@ -12,7 +12,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAt
 from numpy.typing import NDArray
 
 from fresco.backends import ModelError
-from fresco.backends.family import Family, Seating, Shape
+from fresco.backends.family import Family, Seating, Shape, kept
 from fresco.backends.flow import FlowSchedule
 from fresco.config import FrescoConfig
 from fresco.cost import TransformerShape
@@ -43,14 +43,13 @@ class AttentionPlan:
         text: number of text tokens, which stand before the image tokens.
         groups: per level present, its queries as (Q,) indices into text + image, and the (cos, sin) of *all* tokens in
             that level's units; None leaves the positions as they are.
-        received: (S,) float32 sum of the attention each token received, on the model's device; None is not recorded.
-        weight: how many rows of attention `received` holds.
+        received: (S,) float32 sum of the attention each token received, on the model's device; None is not recorded. Every
+            row of attention adds 1 to its sum.
     """
 
     text: int
     groups: list[tuple[torch.Tensor, Rotary]] | None = None
     received: torch.Tensor | None = None
-    weight: int = field(default=0)
 
     def record(self, query: torch.Tensor, key: torch.Tensor, at: torch.Tensor) -> None:
         """Add the attention that the image queries among `at` pay to every key; one head at a time.
@@ -65,7 +64,6 @@ class AttentionPlan:
         for head in range(key.shape[2]):
             scores = rows[:, head] @ key[-1, :, head].float().T / math.sqrt(key.shape[3])
             self.received += scores.softmax(-1).sum(0)
-        self.weight += rows.shape[0] * key.shape[2]
 
 
 class FrescoAttnProcessor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers is untyped
@@ -154,6 +152,7 @@ class FluxFamily(Family):
     frames = ("phase_aligned", "coarse", "coarse_corner", "fine")
     pipelines = ("FluxPipeline",)
     records = True
+    text_first = True
 
     def count_channels(self) -> int:
         """Return the latent channels: a token on the way in has C p p numbers."""
@@ -207,8 +206,15 @@ class FluxFamily(Family):
             plan.received = torch.zeros(plan.text + len(grid), device=device)
         aligned = where.frame == "phase_aligned" and not grid.is_uniform
         if aligned:
-            plan.groups = self._groups(grid, torch.zeros(plan.text, 3, device=device))
-        ids = grid.centers(where.frame, int(grid.level.max()) if aligned else None)
+            rope = self.transformer.pos_embed
+            plan.groups = kept(
+                grid, ("groups", plan.text, device, rope.theta, tuple(rope.axes_dim)),
+                lambda: self._groups(grid, torch.zeros(plan.text, 3, device=device)),
+            )  # fmt: skip
+        unit = int(grid.level.max()) if aligned else None
+        ids = kept(
+            grid, ("ids", where.frame, unit, device), lambda: torch.from_numpy(grid.centers(where.frame, unit)).to(device)
+        )  # fmt: skip
         extra = {name: value for name, value in (kwargs.get("joint_attention_kwargs") or {}).items() if name != "fresco"}
         if plan.groups is not None or plan.received is not None:
             install(self.transformer)
@@ -217,7 +223,7 @@ class FluxFamily(Family):
         # The pipeline's own roundings: sigma -> t in 0..1000 -> the model's dtype -> sigma.
         time = (torch.full((batch,), where.sigma, device=device) * 1000).to(tokens.dtype) / 1000
         return (), kwargs | {
-            "hidden_states": tokens, "timestep": time, "img_ids": torch.from_numpy(ids).to(device),
+            "hidden_states": tokens, "timestep": time, "img_ids": ids,
             "joint_attention_kwargs": extra or None,
         }  # fmt: skip
 
@@ -248,7 +254,7 @@ class FluxFamily(Family):
     def attention(self, where: Seating) -> torch.Tensor | None:
         """Return (N,): the mean over image queries, heads and blocks, of the batch's last row."""
         plan: AttentionPlan = where.extra["plan"]
-        return None if plan.received is None else plan.received[plan.text :] / plan.weight
+        return None if plan.received is None else plan.received[plan.text :] / plan.received.sum()
 
 
 class FluxDenoiser:
@@ -461,7 +467,7 @@ class FluxModel(ABC):
             cfg_scale=1.0 if embedded else scale,
             unconditional=None if embedded or scale == 1 else self.encode(""),
             batched=True,  # on two cores 20 % faster than two calls at 64 tokens, 10 % at 256
-            record_attention=config.selection == "attention" and not config.is_full,
+            record_attention=config.watches_attention,
         )
 
     def flops(self, tokens: int) -> float:
@@ -479,10 +485,3 @@ class FluxModel(ABC):
     @abstractmethod
     def preview(self, latent: torch.Tensor) -> NDArray[np.uint8]:
         """Return (T, H, W, 3) uint8, fast: what a step shows."""
-
-
-def to_uint8(pixels: torch.Tensor) -> NDArray[np.uint8]:
-    """Return (T, H, W, 3) uint8 from RGB in [-1, 1], (3, T, H, W); values beyond are cut off."""
-    scaled = (pixels.float().clamp(-1, 1) + 1) * 127.5
-    array: NDArray[np.uint8] = scaled.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-    return array

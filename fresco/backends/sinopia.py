@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from fresco.backends import ModelError
 from fresco.backends.flow import FlowSchedule
-from fresco.backends.flux import FluxModel, to_uint8
+from fresco.backends.flux import FluxModel
+from fresco.backends.hub import to_uint8
 from fresco.cost import TransformerShape
 from fresco.denoiser import Conditioning
 
