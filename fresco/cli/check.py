@@ -21,10 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Load the model and return what was found; "well" decides the exit code."""
-    from fresco.backends import load_model
     from fresco.check import PROMPT, check
 
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    model = settings.load(args)
     size = (1, *args.size) if args.size else None
     return check(
         model, args.prompt or PROMPT, size, args.nfe, args.reference, tell=lambda line: print(line, file=sys.stderr)

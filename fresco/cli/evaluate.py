@@ -43,7 +43,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Make what is missing, and return the summary (of several processes, the first one's)."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    from fresco.backends import load_model
     from fresco.baselines import Baseline
     from fresco.config import ConfigError
     from fresco.lab import ablation, evaluate
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             named[label] = config
     prompts = evaluate.read_prompts(args.prompts)
     index, count, device = evaluate.processes(args.device)
-    model = load_model(args.model, device=device or args.device, dtype=args.dtype)
+    model = settings.load(args, device)
     cells = [
         baseline_cell(model, config, config.config, label) if isinstance(config, Baseline) else Cell({}, label, config)
         for label, config in named.items()

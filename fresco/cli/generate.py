@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run, write the picture, return what it cost."""
     from fresco import picture as files
-    from fresco.backends import load_model
     from fresco.metrics import psnr, ssim
     from fresco.record import full_step, run
 
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     files.check(args.out, config.size[0] if config.size else 1)
     if args.trace:
         files.check_folder(args.trace)
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    model = settings.load(args)
     print(f"{model.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}", file=sys.stderr)
     files.check(args.out, config.size[0] if config.size else getattr(model, "native_size", (1,))[0])
     trace = run(model, args.prompt, config, preview_every=1 if args.trace else 0)

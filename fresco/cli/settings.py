@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco.config import EXPANSIONS, NOISES, SELECTIONS, SIGNALS, TRANSITIONS, ConfigError, FrescoConfig
+from fresco.config import EXPANSIONS, NOISES, POSITIONS, SELECTIONS, SIGNALS, TRANSITIONS, ConfigError, FrescoConfig
 from fresco.errors import FrescoError
-from fresco.grid import FRAMES
 
 if TYPE_CHECKING:
     from fresco.baselines import Baseline
@@ -51,6 +50,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="sinopia")
     parser.add_argument("--device", default="auto", help="cuda, cpu or auto: CUDA when there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    more = parser.add_argument_group("models that are downloaded or read from a folder")
+    more.add_argument("--quantize", help="nf4, int8, ...: weights of the transformer and the large text encoders")
+    more.add_argument("--lora", help="a LoRA: file, folder or repository")
+    more.add_argument("--offload", help="none, model, group or auto: the first that fits")
+    more.add_argument("--compile", action="store_true", default=None, help="compile the transformer's repeated blocks")
+    more.add_argument("--attention", help="an attention backend of diffusers: flash, sage, _native_cudnn, ...")
+
+
+def load(args: argparse.Namespace, device: str | None = None) -> Any:
+    """Return the model that `add_model` was given.
+
+    Raises:
+        ModelError: where it cannot be had.
+    """
+    from fresco.backends import OPTIONS, load_model
+
+    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    return load_model(args.model, device=device or args.device, dtype=args.dtype, **options)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +85,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float)
     for name, names in {
         "transition": TRANSITIONS, "noise": NOISES, "signal": SIGNALS, "selection": SELECTIONS,
-        "expansion": EXPANSIONS, "frame": FRAMES,
+        "expansion": EXPANSIONS, "frame": POSITIONS,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", choices=names)
 

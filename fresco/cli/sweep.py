@@ -31,7 +31,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run what is not there yet; return every result."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    from fresco.backends import load_model
     from fresco.baselines import find
     from fresco.lab import ablation, sweep
     from fresco.lab.store import Store
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("an axis is given twice; name each once, with all its values")
     baselines = [find(name) for name in args.baselines]
     cells = sweep.cells(base, axes) if axes or not (args.ablation or args.curve or baselines) else []
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    model = settings.load(args)
     if args.ablation:
         rows = ablation.ROWS if args.ablation == "paper" else ablation.ROWS + ablation.MORE
         cells += ablation.cells(base, rows, model.bind(base))
