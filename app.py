@@ -11,45 +11,36 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 import logging
 import math
-import secrets
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-from fresco.config import EXPANSIONS, NOISES, REFERENCES, SELECTIONS, SIGNALS, TRANSITIONS, ConfigError, FrescoConfig
+from fresco.config import REFERENCES, ConfigError, FrescoConfig
 from fresco.errors import FrescoError
-from fresco.grid import FRAMES
-from fresco.schedule import default_split
-from viz import bundle, frame, link
-from viz.page import ABOUT, CSS, HELP, JS, LABELS, VIEWER
+from viz import bundle, frame, lesson, link, mount, share, story
+from viz.page import lab, studio
+from viz.page import share as exports
+from viz.page.controls import CONTROLS, LIMITS, PRESETS, TAU, configuration, fitting, named, show
+from viz.page.relay import Relay
+from viz.page.studio import PRIVATE, THEME
+from viz.page.words import CSS, JS, LAB_TABS, TABS
 
 TRACES = Path(__file__).parent / "assets" / "traces"
 FLUX = tuple(n for n in ("flux-dev", "flux-schnell", "flux-lite") if os.environ.get("FRESCO_" + n.upper().replace("-", "_")))
 MODELS = ("sinopia", "oracle", *FLUX)
 EXAMPLES = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))
-LIMITS: dict[str, tuple[float, float]] = {"nfe": (4, 50), "window": (2, 12), "levels": (1, 2), "detail_gain": (0, 1)}
-SPLITS = json.dumps({nfe: default_split(nfe) for nfe in range(4, 51)})
-CHECKS = ("every", "1", "2", "3")
-TAU = 0.004
-PRESETS = {"recommended": FrescoConfig.recommended(tau=TAU), "paper": FrescoConfig.paper()}
-# The visitor's own fonts: nothing to load, and bold text in the same face as the rest.
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-THEME = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
-# The controls that are a setting of FrescoConfig by name; the order of all inputs is CONTROLS.
-CHOICES = ("transition", "noise", "signal", "selection", "expansion", "frame", "levels", "detail_gain", "guidance")
-CONTROLS = (
-    "prompt", "seed", "model", "drive", "tau", "ratio", "nfe", "low", "mixed", "full", "window", "checks", *CHOICES,
-    "reference", "preview_every",
-)  # fmt: skip
 OPTIONS: dict[str, Any] = {"device": "auto", "dtype": None}
-RUNS: OrderedDict[str, dict[int, frame.Track]] = OrderedDict()  # frames of the newest runs, for holes in a stream
+RELAY = Relay()  # frames of the newest runs, for holes in a stream
+KEPT = share.Kept()  # their traces, for exports
 LOCK = threading.Lock()
 LOG = logging.getLogger("fresco")
 
@@ -62,10 +53,16 @@ def references() -> Any:
 
 
 @functools.cache
+def desk() -> Any:
+    from fresco.lab.desk import Desk
+
+    return Desk(references())
+
+
+@functools.cache
 def recorded() -> dict[str, dict[str, Any]]:
-    """Return what is known of each recorded run, in the order of the examples."""
-    found = bundle.listing(TRACES)
-    return {slug: found[slug] for slug in EXAMPLES["recorded"] if slug in found}
+    """Return the recorded runs, in the order of the examples."""
+    return story.recorded(TRACES, (*EXAMPLES["recorded"], *EXAMPLES["gallery"]))
 
 
 @functools.lru_cache(maxsize=1 if FLUX else 2)  # two of FLUX would not fit
@@ -79,16 +76,6 @@ def load(name: str) -> Any:
     """Return the model, loaded once: it is loaded in the background while the page already plays a recorded run."""
     with LOCK:
         return _load(name)
-
-
-def configuration(values: dict[str, Any]) -> FrescoConfig:
-    """Return the settings that the controls show."""
-    drive = values["drive"]
-    checks = values["checks"] if values["checks"] == "every" else int(values["checks"])
-    return FrescoConfig(
-        nfe=values["nfe"], stages=(values["low"], values["mixed"], values["full"]), window=values["window"],
-        checks=checks, seed=values["seed"], **{drive: values[drive]}, **{name: values[name] for name in CHOICES},
-    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -108,7 +95,7 @@ def sentences() -> Iterator[None]:
 
 def click_run(*inputs: Any) -> Iterator[str]:
     """Run what the controls show."""
-    values = dict(zip(CONTROLS, inputs, strict=True))
+    values = named(inputs)
     with sentences():
         yield from stream(configuration(values), **{name: values[name] for name in link.OWN})
 
@@ -132,72 +119,207 @@ def run(
         settings: JSON object with further settings of FrescoConfig by name; {"ratio": 0.4} replaces tau.
     """
     with sentences():
-        try:
-            more = json.loads(settings or "{}")
-        except ValueError:
-            raise ConfigError(f"settings is {settings[:60]!r}; it must be a JSON object such as {{}}") from None
-        drive = {} if isinstance(more, dict) and more.get("ratio") is not None else {"tau": tau}
-        base = PRESETS["recommended"].to_json() | {"tau": None, "nfe": nfe, "seed": seed} | drive
-        config = FrescoConfig.from_json(base | more if isinstance(more, dict) else more)
+        config = from_names({"tau": tau, "nfe": nfe, "seed": seed}, settings)
         yield from stream(config, prompt=prompt, model=model, reference=reference, preview_every=1)
+
+
+def asked(values: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the model and the prompt that somebody asked for."""
+    prompt = (values["prompt"] or "").strip()
+    if not prompt:
+        raise ConfigError("The prompt is empty; type what the picture should show, or take one of the examples")
+    return load(values["model"]), prompt
+
+
+def hints(net: Any, prompt: str) -> Iterator[str]:
+    """Yield what a person should know of this model and this prompt, as notes for the viewer."""
+    for hint in (getattr(net, "needs", None), getattr(net, "knows", lambda _: None)(prompt)):
+        if hint:
+            yield frame.note(hint)
+
+
+def track_of(run_id: str, track: int, label: str, net: Any, prompt: str, config: FrescoConfig) -> frame.Track:
+    """Return a track that turns one run's events into the viewer's messages."""
+    from fresco.record import full_step, provenance
+
+    step, about = full_step(net, config), provenance(net)
+    said = frame.meta(
+        config, prompt=prompt[:300], model=net.name, device=str(net.device), full_step=step,
+        provenance=f"{about['weights']}; {about['dtype']} on {about['device']}",
+    )  # fmt: skip
+    return frame.Track(run_id, track, label, config.nfe, said, full_step=step)
+
+
+def keep(run_id: str, track: int, event: Any, net: Any, prompt: str, config: FrescoConfig) -> None:
+    """Keep an event for exports and `/trace`."""
+    from fresco.record import provenance
+    from fresco.trace import Trace
+
+    KEPT.add(run_id, track, event, lambda: Trace(prompt, config, net.name, "", provenance(net)))
 
 
 def stream(config: FrescoConfig, *, prompt: str, model: str, reference: str, preview_every: int) -> Iterator[str]:
     """Yield the viewer's messages of one comparison; closing it stops the run within a step."""
-    from fresco.record import compare, full_step, provenance
+    from fresco.record import compare
 
-    prompt = (prompt or "").strip()
-    if not prompt:
-        raise ConfigError("The prompt is empty; type what the picture should show, or take one of the examples")
-    net = load(model)
-    for hint in (getattr(net, "needs", None), getattr(net, "knows", lambda _: None)(prompt)):
-        if hint:
-            yield frame.note(hint)
-    step, about = full_step(net, config), provenance(net)
-    run_id = secrets.token_hex(4)
-    tracks: dict[int, frame.Track] = {}
-    with LOCK:
-        RUNS[run_id] = tracks
-        while len(RUNS) > 8:
-            RUNS.popitem(last=False)
+    net, prompt = asked({"prompt": prompt, "model": model})
+    yield from hints(net, prompt)
+    run_id, tracks = RELAY.open()
     for seen in compare(net, prompt, config, reference, references(), preview_every=preview_every):
         if seen.track not in tracks:
             label = "Fresco" if seen.track == 0 else f"Full resolution, {seen.config.nfe} steps"
-            said = frame.meta(
-                seen.config, prompt=prompt[:300], model=net.name, device=str(net.device), full_step=step,
-                provenance=f"{about['weights']}; {about['dtype']} on {about['device']}",
-            )  # fmt: skip
-            tracks[seen.track] = frame.Track(run_id, seen.track, label, seen.config.nfe, said, full_step=step)
+            tracks[seen.track] = track_of(run_id, seen.track, label, net, prompt, seen.config)
+        keep(run_id, seen.track, seen.event, net, prompt, seen.config)
         yield tracks[seen.track].add(seen.event, psnr=seen.psnr, ssim=seen.ssim)
     names = {0: "fresco", 1: "reference"}
     yield frame.done(run_id, summary={names[k]: track.summary() for k, track in tracks.items()})
 
 
+def race(values: Mapping[str, Any], chosen: Mapping[str, FrescoConfig | str]) -> Generator[str, None, None]:
+    """Yield the viewer's messages of several runs of one seed, whichever has spent the fewest FLOPs going next.
+
+    Where one of them is plain full resolution, each run's last step comes once more with its likeness to the longest such.
+
+    Args:
+        values: the controls. chosen: settings by label, or the name of a baseline at its published ones.
+    """
+    from fresco import record
+    from fresco.baselines import find
+
+    net, prompt = asked(values)
+    yield from hints(net, prompt)
+    run_id, tracks = RELAY.open()
+    runs: list[tuple[Any, FrescoConfig]] = []
+    for what in chosen.values():
+        if isinstance(what, str):
+            other = find(what)
+            runs.append((other.model(net), other.on(net).replace(seed=values["seed"], guidance=values["guidance"])))
+        else:
+            runs.append((net, what))
+    for k, (label, (own, config)) in enumerate(zip(chosen, runs, strict=True)):
+        tracks[k] = track_of(run_id, k, label, own, prompt, config)
+    last: dict[int, Any] = {}
+    streams = {k: references().record(own, prompt, config) if config.is_full else record.record(own, prompt, config)
+               for k, (own, config) in enumerate(runs)}  # fmt: skip
+    for k, event in record.race(streams):
+        last[k] = event
+        keep(run_id, k, event, runs[k][0], prompt, runs[k][1])
+        yield tracks[k].add(event)
+    whole = [k for k, (own, config) in enumerate(runs) if own is net and config.is_full]
+    for k, event in last.items() if whole else ():
+        full = max(whole, key=lambda k: runs[k][1].nfe)
+        if k != full:
+            psnr, ssim = record.likeness(event.preview, last[full].preview)
+            yield tracks[k].add(event, psnr=psnr, ssim=ssim)
+    yield frame.done(run_id)
+
+
+def open_kept(key: str) -> str:
+    """Return the viewer's message of a finished run of the lab, beside its reference where that is still known."""
+    found, trace, reference = desk().traces(load(desk().model_of(key) or MODELS[0]), key)
+    likeness = min(found.psnr, 99.0) if found.psnr is not None else None
+    runs = [bundle.Recorded(trace, likeness, found.ssim)]
+    others = [bundle.Recorded(reference)] if reference else []
+    return json.dumps(bundle.build(key, runs, others, bundle.full_step([r.trace for r in [*others, *runs]])))
+
+
+def sweep(
+    prompt: str, axes: str = '{"tau": [0.002, 0.004, 0.008], "nfe": [6, 8, 11]}', seed: int = 0, model: str = "sinopia",
+    curve: str = "[4, 6, 8, 12]", settings: str = "{}",
+) -> Iterator[str]:  # fmt: skip
+    """Run every combination of some settings on one prompt and seed, and full resolution at several step counts.
+
+    Each message is a JSON string: {"type": "cell", ...} per finished run with its settings, cost in FLOPs, in full-resolution
+    steps and seconds, PSNR and SSIM to the 50-step full-resolution picture of the same seed, and its picture as a WebP data
+    URI; {"type": "curve", ...}, the same of full resolution; at the end {"type": "done", "front": [...]}, the keys of the
+    cells that no other cell beats in both cost and PSNR. What has been run before is not run again.
+
+    Args:
+        prompt: What the pictures should show.
+        axes: JSON object: names of FrescoConfig settings, each with a list of values; every combination is run, 64 at most.
+        seed: Seed of the noise field, 0 to 4294967295.
+        model: Name of the model: sinopia or oracle, and what else the page offers.
+        curve: JSON list of step counts of full-resolution runs to compare with; [] for none.
+        settings: JSON object with further settings of FrescoConfig by name, for all runs.
+    """
+    from viz import charts
+
+    with sentences():
+        config = from_names({"seed": seed}, settings)
+        chosen, steps = read_json("axes", axes, dict), read_json("curve", curve, list)
+        if not chosen or not all(isinstance(values, list) for values in chosen.values()):
+            raise ConfigError(f"axes is {axes[:60]!r}; give each setting a list of at least one value")
+        if math.prod(map(len, chosen.values())) > lab.MOST_CELLS:
+            raise ConfigError(f"axes {axes[:60]!r} make more than {lab.MOST_CELLS} runs; take fewer values")
+        points = []
+        asking = {"prompt": prompt, "model": model}
+        for found in desk().sweep(*asked(asking), fitting(config, chosen), chosen, steps):
+            if lab.is_result(found):
+                point = lab.point(found)
+                kind = "curve" if found.config.is_full else "cell"
+                points += [point] if kind == "cell" else []
+                yield json.dumps({"type": kind, **found.to_json(), "picture": point["picture"]})
+        yield json.dumps({"type": "done", "front": charts.front(points)})
+
+
+def trace(run: str, track: int = 0, form: Literal["json", "npz"] = "json") -> str:
+    """Return the trace of a finished run: every step's grid, variances, promotions, costs and pictures.
+
+    The answer is a JSON string. As "json" it is the trace itself, {"format": "fresco-trace-json", "version": 1, "prompt",
+    "config", "provenance", "events": [...]}; as "npz" it is {"name", "npz"}, the NumPy archive in base64.
+
+    Args:
+        run: Id of the run, as `run` in each message of /run; or recorded:NAME for one of the gallery. The newest 8 are kept.
+        track: 0 is the run itself, 1 and up are what it was compared with.
+        form: json or npz.
+    """
+    with sentences():
+        traces, _ = shown(json.dumps({"run": run}))
+        if not 0 <= track < len(traces):
+            raise ConfigError(f"track is {track}; this run has the tracks 0 to {len(traces) - 1}")
+        return share.pack(traces[track], form)
+
+
+def shown(viewer: str) -> tuple[list[Any], int]:
+    """Return the traces of what the viewer shows, and the step: of a live run, or of a recorded one without any model."""
+    s = json.loads(viewer)
+    kind, _, slug = str(s["run"]).partition("recorded:")
+    if kind == "" and slug in recorded():
+        return share.from_bundle(recorded()[slug], s.get("tau"), s.get("nfe")), int(s.get("step", 0))
+    return KEPT.find(str(s["run"])), int(s.get("step", 0))
+
+
+def read_json(name: str, text: str, kind: type) -> Any:
+    """Return a JSON argument of the API; an empty text is an empty one."""
+    try:
+        value = json.loads(text or kind().__repr__())
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        want = "object such as {}" if kind is dict else "list such as []"
+        raise ConfigError(f"{name} is {text[:60]!r}; it must be a JSON {want}")
+    return value
+
+
+def from_names(given: dict[str, Any], settings: str) -> FrescoConfig:
+    """Return the recommended configuration with settings by name; {"ratio": 0.4} replaces tau."""
+    more = read_json("settings", settings, dict)
+    drive = {"tau": None} if more.get("ratio") is not None else {}
+    return FrescoConfig.from_json(PRESETS["recommended"].to_json() | given | drive | more)
+
+
 def backfill(wanted: list[Any]) -> list[str]:
     """Return the frames [run, track, [steps]] that a browser missed."""
-    run_id, track, steps = wanted
-    known = RUNS.get(str(run_id), {}).get(int(track))
-    return [known.frames[int(i)] for i in steps if int(i) in known.frames] if known else []
+    return RELAY.backfill(wanted)
 
 
 def copy_link(*inputs: Any) -> str:
     """Return the query string of what the controls show."""
-    values = dict(zip(CONTROLS, inputs, strict=True))
+    values = named(inputs)
     try:
         return link.write(configuration(values), PRESETS["recommended"], **{name: values[name] for name in link.OWN})
     except FrescoError as error:
         raise gr.Error(f"This setting cannot be run, so it cannot be linked: {error}", print_exception=False) from error
-
-
-def show(config: FrescoConfig, own: dict[str, Any]) -> list[Any]:
-    """Return the value of every control for a configuration and the page's own settings."""
-    low, mixed, full = config.split
-    drive = "tau" if config.tau is not None else "ratio"
-    values = {name: getattr(config, name) for name in (*CHOICES, "nfe", "seed", "window")} | {
-        "drive": drive, "tau": config.tau or TAU, "ratio": 0.4 if config.ratio is None else config.ratio,
-        "low": low, "mixed": mixed, "full": full, "checks": str(config.checks), **own,
-    }  # fmt: skip
-    return [values.get(name, gr.skip()) for name in CONTROLS]
 
 
 def open_link(request: gr.Request) -> list[Any]:
@@ -206,27 +328,48 @@ def open_link(request: gr.Request) -> list[Any]:
     allowed = {"model": MODELS, "reference": REFERENCES, "preview_every": tuple("0123456789")}
     config, own, notes = link.read(query, PRESETS["recommended"], allowed, LIMITS)
     same = [slug for slug, b in recorded().items() if b["prompt"] == own.get("prompt") and b["seed"] == config.seed]
+    same = [query["run"]] if query.get("run") in recorded() else same
     slug = same[0] if same else next(iter(recorded()), None)
     own.setdefault("prompt", recorded()[slug]["prompt"] if slug else "")
     if "prompt" in query and not same:
         notes.append("The link's settings are filled in. Press Run to make that run again; it opens at the linked step.")
     for sentence in notes:
         gr.Info(sentence)
-    return [*show(config, own), round(math.log10(config.tau or TAU), 2), play(slug, bool(same) or "prompt" not in query), slug]
+    linked = bool(same) or "prompt" not in query
+    wanted = LAB_TABS.get(query.get("tab", ""), query.get("tab"))
+    tab = gr.Tabs(selected=wanted) if wanted in TABS else gr.skip()
+    return [*fill(show(config, own)), round(math.log10(config.tau or TAU), 2), play(slug, linked), tab]
+
+
+def fill(values: dict[str, Any]) -> list[Any]:
+    """Return an update for every control; those not named stay as they are."""
+    return [values.get(name, gr.skip()) for name in CONTROLS]
+
+
+def address(slug: str) -> str:
+    """Return where the browser finds a recorded prompt."""
+    return f"/gradio_api/file={(TRACES / slug).relative_to(TRACES.parents[1])}.json"
 
 
 def play(slug: str | None, linked: bool = False) -> str:
     """Return the message that makes the viewer fetch a recorded prompt; `linked`: the address's step is of that one."""
     if slug is None:
         return frame.note("There is no recorded run here. Type a prompt and press Run.")
-    path = (TRACES / f"{slug}.json").relative_to(TRACES.parents[1])
-    return frame.bundle_url(f"/gradio_api/file={path}", linked)
+    return frame.bundle_url(address(slug), linked)
 
 
-def open_recorded(slug: str) -> tuple[str, str, int, str]:
-    """Play a recorded run, and fill in what it was made from, so that Run makes it again."""
-    known = recorded()[slug]
-    return play(slug), known["prompt"], known["seed"], known["model"]
+def take_choice(event: gr.EventData) -> list[Any]:
+    """Fill in what a run of the gallery was made from: prompt, seed and model, or, once asked to, all of its settings."""
+    told = event._data or {}
+    if told.get("query"):
+        allowed = {"model": MODELS, "reference": REFERENCES}
+        config, own, notes = link.read(dict(parse_qsl(told["query"])), PRESETS["recommended"], allowed, LIMITS)
+        for sentence in notes:
+            gr.Info(sentence)
+        gr.Info("The settings are filled in. Change what you like and press Run.")
+        return [*fill(show(config, own)), round(math.log10(config.tau or TAU), 2)]
+    known = recorded().get(str(told.get("slug")), {})
+    return [*fill({name: known[name] for name in ("prompt", "seed", "model") if name in known}), gr.skip()]
 
 
 def take_tau(event: gr.EventData) -> tuple[str, float, float]:
@@ -235,101 +378,56 @@ def take_tau(event: gr.EventData) -> tuple[str, float, float]:
     return "tau", tau, math.log10(tau)
 
 
+def services() -> lab.Services:
+    """Return what the lab's tabs can ask for; nothing of it is loaded before somebody does."""
+
+    def tool(name: str) -> Any:
+        return importlib.import_module(f"fresco.lab.{name}")
+
+    return lab.Services(
+        guard=sentences, compare=race, open=open_kept,
+        sweep=lambda values, base, axes, steps: desk().sweep(*asked(values), fitting(base, axes), axes, steps),
+        ablation=lambda values, base, more: desk().ablation(*asked(values), base, more),
+        sentences=lambda: tool("desk").sentences(),
+        identity=lambda values, config: desk().identity(*asked(values), config),
+        noise=lambda seed, fresh: tool("desk").noise(seed, fresh),
+        proposition=lambda values, config: (
+            tool("proposition").along(*asked(values), config.as_full(config.nfe)), tool("proposition").exact()
+        ),
+        convergence=lambda values, config: tool("convergence").correlations(*asked(values), config),
+        expansion=lambda values, config, cell: tool("parts").first_expansion(*asked(values), config, cell),
+        results=lambda keys: desk().results(keys),
+    )  # fmt: skip
+
+
 def page() -> gr.Blocks:
     """Build the page."""
-
-    def told(name: str) -> dict[str, Any]:
-        return {"label": LABELS.get(name, name.capitalize()), "info": HELP.get(name)}
-
-    first = PRESETS["recommended"]
     with gr.Blocks(title="Fresco", analytics_enabled=False) as demo:
-        gr.Markdown(ABOUT, elem_id="title")
-        with gr.Row(elem_id="ask"):
-            c = {"prompt": gr.Textbox(**told("prompt"), lines=1, scale=6, min_width=320, max_length=20_000, elem_id="prompt")}
-            start = gr.Button("Run", variant="primary", scale=1, min_width=90, elem_id="run")
-            stop = gr.Button("Stop", scale=1, min_width=90, elem_id="stop")
-        with gr.Row():
-            with gr.Column(min_width=300):
-                gallery = gr.Radio(
-                    [(b["prompt"].split(",")[0], slug) for slug, b in recorded().items()],
-                    label="Recorded: no model needed", elem_id="gallery", visible=bool(recorded()),
-                )  # fmt: skip
-            with gr.Column(min_width=300):
-                gr.Examples(
-                    EXAMPLES["prompts"], c["prompt"], cache_examples=False, api_visibility="private",
-                    label="Prompts to run live", elem_id="examples",
-                )  # fmt: skip
-        with gr.Row(elem_id="stage"):
-            with gr.Column(scale=1, min_width=300, elem_id="controls"):
-                with gr.Group():
-                    c["drive"] = gr.Radio(["tau", "ratio"], value="tau", **told("drive"), elem_id="drive")
-                    log_tau = gr.Slider(-6, 0, value=round(math.log10(TAU), 2), step=0.01, **told("log_tau"), elem_id="log-tau")
-                    gr.HTML(html_template="", js_on_load=JS["fraction"], elem_id="fraction")
-                    c["tau"] = gr.Number(value=TAU, **told("tau"), elem_id="tau")
-                    c["ratio"] = gr.Slider(0, 1, value=0.4, step=0.01, **told("ratio"), visible=False, elem_id="ratio")
-                    c["nfe"] = gr.Slider(*LIMITS["nfe"], value=first.nfe, step=1, **told("nfe"), elem_id="nfe")
-                    with gr.Row():
-                        for name, calls in zip(("low", "mixed", "full"), first.split, strict=True):
-                            c[name] = gr.Number(
-                                calls, label=name, precision=0, minimum=0, min_width=60, elem_id=name
-                            )  # fmt: skip
-                    c["reference"] = gr.Dropdown(REFERENCES, value=REFERENCES[0], **told("reference"), elem_id="reference")
-                with gr.Group(), gr.Row():
-                    c["seed"] = gr.Number(value=0, precision=0, minimum=0, scale=3, **told("seed"), elem_id="seed")
-                    dice = gr.Button("New seed", scale=1, min_width=90, elem_id="dice")
-                c["model"] = gr.Dropdown(MODELS, value=MODELS[0], **told("model"), elem_id="model")
-                preset = gr.Radio(list(PRESETS), value="recommended", **told("preset"), elem_id="preset")
-                with gr.Accordion("Advanced: how tokens are chosen, expanded and moved", open=False):
-                    lists = {
-                        "transition": TRANSITIONS, "noise": NOISES, "signal": SIGNALS, "selection": SELECTIONS,
-                        "expansion": EXPANSIONS, "frame": FRAMES,
-                    }  # fmt: skip
-                    for name, names in lists.items():
-                        c[name] = gr.Dropdown(names, value=getattr(first, name), **told(name), elem_id=name)
-                    c["checks"] = gr.Radio(CHECKS, value=str(first.checks), **told("checks"), elem_id="checks")
-                    c["window"] = gr.Slider(*LIMITS["window"], value=first.window, step=1, **told("window"), elem_id="window")
-                    c["levels"] = gr.Radio([1, 2], value=first.levels, **told("levels"), elem_id="levels")
-                    c["detail_gain"] = gr.Slider(
-                        *LIMITS["detail_gain"], value=0, step=0.01, **told("detail_gain"), elem_id="detail-gain"
-                    )
-                    c["guidance"] = gr.Number(value=None, **told("guidance"), elem_id="guidance")
-                    c["preview_every"] = gr.Slider(0, 9, value=1, step=1, **told("preview_every"), elem_id="preview-every")
-            with gr.Column(scale=3):
-                viewer = gr.HTML(value="", **VIEWER, server_functions=[backfill], elem_id="viewer")
-                with gr.Row():
-                    share = gr.Button("Copy link", scale=1, min_width=120, elem_id="share")
-                    address = gr.Textbox(show_label=False, container=False, scale=4, interactive=False, elem_id="address",
-                                         placeholder="The link holds every setting, the step and the token.")  # fmt: skip
-                query, space = gr.Textbox(visible=False), gr.Textbox(os.environ.get("SPACE_ID", ""), visible=False)
+        # First, so that no event of the page takes their names.
+        gr.api(run, api_name="run", **lab.GPU)
+        gr.api(sweep, api_name="sweep", **lab.GPU)
+        gr.api(trace, api_name="trace")
+        urls = {slug: address(slug) for slug in recorded()}
+        shelf = story.shelf(list(recorded().values()), urls=urls, page=True)
+        space = os.environ.get("SPACE_ID", "")
+        tabs = lab.Lab()
+        at = studio.place(
+            MODELS, shelf, story.taught(lesson.LESSONS, recorded()), EXAMPLES["prompts"], space, backfill, tabs.place
+        )
+        tabs.wire(at, services())
+        c, inputs = at.controls, at.inputs
 
-        inputs = [c[name] for name in CONTROLS]
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        gpu: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "gpu"}
-        running = gr.on([start.click, c["prompt"].submit], click_run, inputs, viewer, **gpu, **private)
-        # Nothing recorded is shown any more, so that each recorded run can be chosen again.
-        gr.on([start.click, c["prompt"].submit], None, None, gallery, js="() => null")
-        gr.api(run, api_name="run", **gpu)
-        stop.click(lambda: frame.done("", stopped=True), None, viewer, cancels=[running], queue=False, **private)
-        demo.load(open_link, None, [*inputs, log_tau, viewer, gallery], **private)
-        gallery.input(open_recorded, gallery, [viewer, c["prompt"], c["seed"], c["model"]], **private)
-        viewer.select(take_tau, None, [c["drive"], c["tau"], log_tau], **private)
-        preset.input(lambda name: show(PRESETS[name], {})[3:], preset, inputs[3:], **private)
-        # In the browser, so that Run pressed right after a change already has all of it.
-        c["nfe"].input(None, c["nfe"], [c["low"], c["mixed"], c["full"]], js=JS["split"].replace("SPLITS", SPLITS))
-        # What cannot go together is changed along: only variance rules know a tau, only carry promotes at every step.
-        c["selection"].input(lambda s: "tau" if s.startswith("variance") else "ratio", c["selection"], c["drive"], **private)
-        c["transition"].input(lambda t: "every" if t == "carry" else "1", c["transition"], c["checks"], **private)
-        for name in ("low", "mixed", "full"):
-            c[name].input(None, [c["low"], c["mixed"], c["full"]], c["nfe"], js=JS["sum"])
-        c["drive"].change(
-            lambda d: [gr.update(visible=d == "tau"), gr.update(visible=d == "tau"), gr.update(visible=d == "ratio")],
-            c["drive"], [log_tau, c["tau"], c["ratio"]], **private,
-        )  # fmt: skip
-        log_tau.input(None, log_tau, c["tau"], js=JS["log_to_tau"])
-        log_tau.release(None, log_tau, None, js=JS["tau_release"])
-        c["tau"].input(None, c["tau"], log_tau, js=JS["tau_to_log"])
-        dice.click(None, None, c["seed"], js=JS["dice"])
-        share.click(copy_link, inputs, query, **private).then(None, [query, space], address, js=JS["copy_link"])
+        asked = [at.start.click, c["prompt"].submit]
+        running = gr.on(asked, click_run, inputs, at.viewer, **lab.GPU, **PRIVATE)
+        gr.on(asked, None, None, None, js=JS["watch"])
+        at.stop.click(lambda: frame.done("", stopped=True), None, at.viewer, cancels=[running], queue=False, **PRIVATE)
+        demo.load(open_link, None, [*inputs, at.log_tau, at.viewer, at.tabs], **PRIVATE)
+        at.gallery.select(take_choice, None, [*inputs, at.log_tau], **PRIVATE)
+        exports.wire(at.sharing, shown, sentences, lambda request: str(request.request.url).split("/gradio_api")[0] + "/")
+        at.viewer.select(take_tau, None, [c["drive"], c["tau"], at.log_tau], **PRIVATE)
+        at.preset.input(lambda name: fill(show(PRESETS[name], {}))[3:], at.preset, inputs[3:], **PRIVATE)
+        told = at.share.click(copy_link, inputs, at.query, **PRIVATE)
+        told.then(None, [at.query, at.space], at.address, js=JS["copy_link"])
     return demo
 
 
@@ -345,9 +443,11 @@ def main() -> None:
     os.chdir(TRACES.parents[1])  # files are served by their path from here
     gr.set_static_paths([TRACES])
     threading.Thread(target=load, args=(MODELS[0],), daemon=True).start()
+    plays = [{"url": address(slug), "prompt": b["prompt"], "seed": b["seed"]} for slug, b in recorded().items()]
+    first = Middleware(mount.FirstPaint, script=JS["head"] + mount.script(plays))  # Gradio adds its own head much later
     page().queue(max_size=32).launch(
-        server_name=args.host, server_port=args.port, theme=THEME, css_paths=[CSS], head=JS["head"], show_error=False,
-        ssr_mode=False, run_history=False, mcp_server=True, footer_links=["api", "settings"],
+        server_name=args.host, server_port=args.port, theme=THEME, css_paths=[CSS], app_kwargs={"middleware": [first]},
+        show_error=False, ssr_mode=False, run_history=False, mcp_server=True, footer_links=["api", "settings"],
     )  # fmt: skip
 
 

@@ -49,11 +49,12 @@ def trace(prompt="a fox", *, nfe=4, full=False, seed=0, label="", **drive):
 
 
 class Reader(HTMLParser):
-    """The JSON blocks, the visible words and every address that a document refers to."""
+    """The JSON blocks and messages, the visible words and every address that a document refers to."""
 
     def __init__(self, document):
         super().__init__(convert_charrefs=True)
         self.blocks, self.words, self.addresses, self.scripts, self._open = [], [], [], 0, None
+        self.messages, self._message = {}, None
         self.feed(document)
         self.close()
 
@@ -61,15 +62,18 @@ class Reader(HTMLParser):
         named = dict(attrs)
         self.addresses += [named[a] for a in ("src", "href", "action", "data-address") if a in named]
         self._open = named.get("type", "script") if tag == "script" else tag
+        self._message = named.get("data-message")
         self.scripts += tag == "script"
         if self._open == "application/json":
             self.blocks.append("")
 
     def handle_endtag(self, tag):
-        self._open = None
+        self._open = self._message = None
 
     def handle_data(self, data):
-        if self._open == "application/json":
+        if self._message:
+            self.messages[self._message] = self.messages.get(self._message, "") + data
+        elif self._open == "application/json":
             self.blocks[-1] += data
         elif self._open not in ("script", "style"):
             self.words.append(data)
@@ -80,10 +84,13 @@ def test_bundles_come_back_out_of_the_page_whatever_the_prompt_says():
     document = export.page(made, title=EVIL, text=f"{EVIL}\n\nsecond")
     read = Reader(document)
     assert [json.loads(block) for block in read.blocks] == made
-    assert read.scripts == 2 + len(made)  # the address, the viewer and the data: nothing a prompt opened
+    assert read.scripts == 3 + len(made)  # the address, the components, the gallery and the data: nothing a prompt opened
     words = "".join(read.words)
-    assert words.count("</script><script>alert(1)</script>") == 4  # title, heading, text, chooser: as words
-    assert not set("<>&\u2028\u2029") & set("".join(read.blocks))  # browsers end a script at less than Python's parser does
+    assert words.count("</script><script>alert(1)</script>") == 3  # title, heading, text: as words
+    assert [r["slug"] for r in json.loads(read.messages["gallery"])["runs"]] == [b["slug"] for b in made]
+    assert not set("<>&\u2028\u2029") & set(
+        "".join([*read.blocks, *read.messages.values()])
+    )  # browsers end a script at less than Python's parser does
 
 
 def test_committed_runs_make_a_page_that_refers_to_nothing_outside():
@@ -92,15 +99,16 @@ def test_committed_runs_make_a_page_that_refers_to_nothing_outside():
     assert not re.search(r"https?:|//[a-z0-9-]+\.[a-z]{2,}|@import|url\((?!#)", re.sub(r"data:image[^\"]*", "", document))
     read = Reader(document)
     assert all(address.startswith("data:") for address in read.addresses)
-    assert len([a for a in read.addresses if a.startswith("data:image/webp;base64,")]) == len(made)
+    shelf = json.loads(read.messages["gallery"])["runs"]
+    assert [r["thumb"][:23] for r in shelf] == ["data:image/webp;base64,"] * len(made)
+    assert len({r["line"] for r in shelf}) == len(made)
+    assert all(r["facts"]["weights"] for r in shelf)
     assert "default-src 'none'" in document
     assert [json.loads(block) for block in read.blocks] == made
-    assert len(document.encode()) < sum(path.stat().st_size for path in TRACES) + 200_000
+    assert len(document.encode()) < sum(path.stat().st_size for path in TRACES) + 300_000
 
 
-def test_one_bundle_has_no_chooser_and_none_is_a_sentence():
-    made = bundle.from_traces([trace()])
-    assert "<nav" not in export.page(made, title="x")
+def test_no_bundle_is_a_sentence():
     with pytest.raises(export.ExportError, match="no run to export"):
         export.page([], title="x")
 
@@ -111,8 +119,8 @@ def test_a_preview_from_a_foreign_file_cannot_become_markup():
         frame["preview"] = 'data:image/webp;base64,AAAA" onerror="alert(1)'
     document = export.page([made, made], title="x")
     assert "onerror" not in re.sub(r"<script.*?</script>", "", document, flags=re.DOTALL)
-    values = re.findall(r'name="fx-run" value="([^"]*)"', document)
-    assert values == ["a-fox", "a-fox-2"]
+    shelf = json.loads(Reader(document).messages["gallery"])["runs"]
+    assert [(r["slug"], r["thumb"]) for r in shelf] == [("a-fox", ""), ("a-fox-2", "")]
 
 
 def test_the_static_site_is_small_files_a_space_takes(tmp_path):
@@ -123,8 +131,8 @@ def test_the_static_site_is_small_files_a_space_takes(tmp_path):
     }  # fmt: skip
     assert all(f.stat().st_size < 10_000_000 for f in files)
     index = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert len(index.encode()) < 250_000  # the first paint waits for no run
-    addresses = [a for a in Reader(index).addresses if a.startswith("runs/")]
+    assert len(index.encode()) < 300_000  # the first paint waits for no run
+    addresses = [r["url"] for r in json.loads(Reader(index).messages["gallery"])["runs"]]
     assert [json.loads((tmp_path / "out" / a).read_text(encoding="utf-8")) for a in addresses] == made
     assert not re.search(r"https?:", index)
     head = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n")[1]
@@ -231,3 +239,35 @@ def test_exporting_needs_neither_torch_nor_gradio():
 
 def test_every_error_is_one_of_ours():
     assert issubclass(export.ExportError, FrescoError)
+
+
+def test_a_lesson_travels_with_the_runs_it_shows(tmp_path):
+    """`--lesson` adds them to one run; the words and numbers are in the file, and a static site has the lesson by itself."""
+    out = tmp_path / "page.html"
+    assert export.main(["--out", str(out), "anchor", "--lesson"]) == 0
+    read = Reader(out.read_text(encoding="utf-8"))
+    said = json.loads(read.messages["lesson"])
+    slugs = [json.loads(block)["slug"] for block in read.blocks]
+    assert slugs[0] == "anchor"
+    assert {s["view"]["run"] for s in said["stops"]} == set(slugs[1:])
+    assert export.main(["--static", str(tmp_path / "site")]) == 0
+    index = Reader((tmp_path / "site" / "index.html").read_text(encoding="utf-8"))
+    assert len(json.loads(index.messages["lesson"])["stops"]) == len(said["stops"]) == 7
+    assert [r["slug"] for r in json.loads(index.messages["gallery"])["runs"]] == export.shelf_order()
+
+
+def test_the_gallery_teaches_with_at_least_twelve_small_runs():
+    examples = json.loads((ROOT / "assets" / "examples.json").read_text(encoding="utf-8"))
+    assert len(examples["gallery"]) >= 12
+    for slug, said in examples["gallery"].items():
+        path = ROOT / "assets" / "traces" / f"{slug}.json"
+        got = bundle.load(path)
+        assert (got["title"], got["line"], got["prompt"], got["seed"]) == (
+            said["title"], said["line"], said["prompt"], said["seed"]
+        )  # fmt: skip
+        config = FrescoConfig.from_json(got["runs"][0]["config"])
+        for name, value in said["settings"].items():
+            assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value), (slug, name)
+        assert [r["label"] for r in got["references"]][1:-1] == [b["label"] for b in said.get("beside", [])]
+        assert path.stat().st_size < 600_000
+    assert sum((ROOT / "assets" / "traces" / f"{s}.json").stat().st_size for s in examples["gallery"]) < 4_200_000

@@ -132,6 +132,52 @@ def test_the_preview_is_the_first_frame_as_webp():
     assert frame.step_json(event_of(grown((1, 4, 4), 1, 0)[0], preview=None))["preview"] is None
 
 
+@pytest.mark.parametrize(("count", "height", "width"), [(2, 32, 48), (9, 40, 24), (33, 720, 40), (129, 64, 32)])
+def test_a_video_is_one_sheet_of_all_its_frames(count, height, width):
+    """Every frame is found again where `columns` puts it, at one scale, within what WebP and a streamed step allow."""
+    grey = np.linspace(0, 255, count).round()
+    video = np.broadcast_to(grey[:, None, None, None], (count, height, width, 3)).astype(np.uint8)
+    got = frame.sheet(video)
+    assert got["frames"] == count
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(got["preview"].split(",")[1]))).convert("RGB"), dtype=float)
+    rows = -(-count // got["columns"])
+    high, wide = picture.shape[0] // rows, picture.shape[1] // got["columns"]
+    assert (rows * high, got["columns"] * wide) == picture.shape[:2]
+    assert max(picture.shape) <= 16383
+    assert high * wide * count <= frame.SHEET_PIXELS
+    assert abs(high / wide - height / width) < 0.05 * height / width
+    for k in range(count):
+        row, column = divmod(k, got["columns"])
+        middle = picture[
+            row * high + high // 4 : row * high + 3 * high // 4, column * wide + wide // 4 : column * wide + 3 * wide // 4
+        ]
+        assert abs(middle.mean() - grey[k]) < 6
+
+
+def test_one_frame_is_sent_as_ever():
+    picture = np.zeros((1, 32, 48, 3), np.uint8)
+    assert frame.sheet(picture) == {"preview": frame.webp(picture)}
+    got = frame.step_json(event_of(grown((1, 4, 4), 1, 0)[0]))
+    assert "frames" not in got
+    assert "columns" not in got
+    assert frame.step_json(event_of(grown((2, 3, 5), 1, 0)[0]))["frames"] == 2
+
+
+def test_meta_tells_runs_apart_by_every_setting_but_the_size():
+    """Law: what a comparison lists as different comes from here, so a setting that is missing would be called the same."""
+    told = frame.meta(FrescoConfig.recommended(nfe=9, tau=0.01), prompt="fox", model="m", device="cpu", full_step=1.0)
+    assert set(FrescoConfig().to_json()) - {"size", "switch", "stages"} <= set(told)
+
+
+def test_a_comparison_says_at_once_how_many_tracks_come():
+    grid, _ = grown((1, 4, 4), 1, 0)
+    run = track()
+    run.tracks = 4
+    got = [json.loads(run.add(event_of(grid, step=k))) for k in range(3)]
+    assert [m.get("tracks") for m in got] == [4, None, None]
+    assert "tracks" not in json.loads(track().add(event_of(grid, step=0)))
+
+
 def test_what_json_cannot_say_is_null():
     grid, _ = grown((1, 4, 4), 1, 0)
     gap = np.full(len(grid), np.nan, np.float32)

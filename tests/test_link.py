@@ -1,5 +1,6 @@
 """The page's address: what was written is what is read, and what cannot be read is said and left out."""
 
+import itertools
 import re
 from urllib.parse import parse_qsl
 
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fresco.config import FrescoConfig
+from fresco.config import ConfigError, FrescoConfig
 from tests.test_config import configs
 from viz import link
+from viz.page import controls
 
 CHOICES = {"model": ("sinopia", "oracle"), "reference": ("full at 50", "none"), "preview_every": tuple("0123456789")}
 PRESETS = [FrescoConfig(), FrescoConfig.recommended(tau=0.004), FrescoConfig.paper()]  # what a page may start from
@@ -83,6 +85,86 @@ def test_what_the_page_cannot_show_is_said_and_left_out():
     config, _, notes = link.read({"nfe": "900", "window": "12", "seed": "3"}, FrescoConfig(), {}, limits)
     assert (config.nfe, config.window, config.seed) == (18, 12, 3)
     assert notes == ["The link's nfe 900 is not from 4 to 50; the default is used."]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [
+        ("tau", "0.002, 0.004,0.008", [0.002, 0.004, 0.008]), ("nfe", " 6,8 ", [6, 8]), ("checks", "every, 2", ["every", 2]),
+        ("transition", "carry, rewind", ["carry", "rewind"]), ("stages", "3-1-2, 2-2-2", [(3, 1, 2), (2, 2, 2)]),
+        ("landing", "2, 6.3", [2.0, 6.3]), ("head", "0, 6", [0, 6]), ("nfe", "", []),
+    ],
+)  # fmt: skip
+def test_an_axis_is_read_as_its_setting(name, text, values):
+    got = link.axis(name, text)
+    assert got == values
+    assert [type(v) for v in got] == [type(v) for v in values]
+
+
+@pytest.mark.parametrize(("name", "text"), [("tau", "0.1, much"), ("nfe", "1.5"), ("jump", "1")])
+def test_an_axis_that_cannot_be_read_is_one_sentence(name, text):
+    with pytest.raises(ConfigError, match=r"jump|much|1\.5") as caught:
+        link.axis(name, text)
+    assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------- what a compared run is made of
+
+
+NOW = {
+    "prompt": "owl", "seed": 7, "model": "sinopia", "drive": "tau", "tau": 0.01, "ratio": 0.4, "nfe": 9, "low": 4, "mixed": 3,
+    "full": 2, "window": 4, "checks": "every", "transition": "carry", "noise": "field", "signal": "x0",
+    "selection": "variance", "expansion": "hadamard", "frame": "auto", "levels": 1, "detail_gain": 0, "guidance": None,
+    "reference": "none", "preview_every": 1,
+}  # fmt: skip
+
+
+def test_the_controls_say_a_configuration_and_are_filled_from_it():
+    config = controls.configuration(NOW)
+    assert (config.nfe, config.stages, config.tau, config.ratio, config.seed) == (9, (4, 3, 2), 0.01, None, 7)
+    assert {name: NOW[name] for name in controls.show(config, {}) if name != "ratio"} == {
+        name: value for name, value in controls.show(config, {}).items() if name != "ratio"
+    }
+    assert controls.configuration(NOW | controls.show(config, {})) == config
+
+
+def test_presets_take_the_controls_nfe_and_seed_and_links_only_the_seed():
+    for source, nfe in (("the controls", 9), ("paper", 9), ("recommended", 9), (controls.FULL_SAME, 9), (controls.FULL_50, 50)):
+        config, notes = controls.chosen(source, "", NOW)
+        assert (config.nfe, config.seed, notes) == (nfe, 7, [])
+        assert config.is_full == source.startswith("full")
+    assert controls.chosen("paper", "", NOW)[0].transition == "renoise"
+    for address in ("https://example.org/?nfe=5&ratio=0.25&seed=3", "nfe=5&ratio=0.25&seed=3"):
+        config, _ = controls.chosen(controls.LINK, address, NOW)
+        assert (config.nfe, config.ratio, config.tau, config.seed) == (5, 0.25, None, 7)
+    for nothing in ("", "hello", "https://example.org/?q=1"):
+        with pytest.raises(ConfigError, match="holds no settings"):
+            controls.chosen(controls.LINK, nothing, NOW)
+
+
+def test_what_an_axis_cannot_go_with_is_changed_along():
+    base = FrescoConfig.recommended(9, tau=0.01)
+    for axes in (
+        {"transition": ["carry", "rewind"]},
+        {"selection": ["variance", "even"]},
+        {"selection": ["random"], "nfe": [5]},
+    ):
+        for values in itertools.product(*axes.values()):
+            controls.fitting(base, axes).replace(**dict(zip(axes, values, strict=True)))  # raises where it cannot be run
+    assert controls.fitting(base, {"tau": [0.1], "transition": ["carry"]}) == base
+
+
+@pytest.mark.parametrize("name", controls.AXES)
+def test_what_an_axis_starts_with_can_be_run(name):
+    values = link.axis(name, controls.AXES[name])
+    base = controls.fitting(FrescoConfig.recommended(9, tau=0.01), {name: values})
+    assert len({base.replace(**{name: value}) for value in values}) == len(values) > 1
+
+
+def test_the_baselines_are_the_catalogues():
+    from fresco.baselines import CATALOGUE
+
+    assert {CATALOGUE[name].title: name for name in controls.BASELINES.values()} == controls.BASELINES
 
 
 def test_both_drives_and_a_long_prompt_are_settled_with_a_sentence():

@@ -1,6 +1,10 @@
 """Recorded runs of one prompt as a single message: every tau at every NFE, to be explored without a server.
 
 Source: DESIGN 3. Steps that several runs share (the whole low stage, at one NFE) are stored once.
+
+A file is one JSON document of which a browser needs only the beginning: `frames` is its last key and has one frame a line,
+those of the run that opens first (`opening`) before its first reference's and all others. A reader that takes lines as they
+arrive plays after the first run's; a reader that knows JSON alone reads the whole.
 """
 
 from __future__ import annotations
@@ -42,6 +46,8 @@ def build(slug: str, runs: Sequence[Recorded], references: Sequence[Recorded], f
         references: full-resolution runs.
         full_step: FLOPs of one full-resolution step; None where it is not known, then no baseline is claimed.
     """
+    taus = sorted({r.trace.config.tau for r in runs if r.trace.config.tau is not None})
+    nfes = sorted({r.trace.config.nfe for r in runs})
     frames: list[dict[str, Any]] = []
     index: dict[str, int] = {}
 
@@ -67,13 +73,14 @@ def build(slug: str, runs: Sequence[Recorded], references: Sequence[Recorded], f
             said["baselines"] = {}
         return said
 
-    first = runs[0].trace
+    first = runs[opening(taus, nfes, [(r.trace.config.tau, r.trace.config.nfe) for r in runs])].trace
+    for trace in (first, *(r.trace for r in references[:1])):
+        store(trace)
     return {
         "type": "bundle", "v": VERSION, "slug": slug, "prompt": first.prompt,
         "seed": first.config.seed, "model": first.model,
         "provenance": first.provenance,
-        "taus": sorted({r.trace.config.tau for r in runs if r.trace.config.tau is not None}),
-        "nfes": sorted({r.trace.config.nfe for r in runs}),
+        "taus": taus, "nfes": nfes,
         "runs": [
             {"tau": r.trace.config.tau, "nfe": r.trace.config.nfe, "meta": about(r.trace), "frames": store(r.trace),
              "psnr": r.psnr, "ssim": r.ssim}
@@ -85,6 +92,12 @@ def build(slug: str, runs: Sequence[Recorded], references: Sequence[Recorded], f
         ],
         "frames": frames,
     }  # fmt: skip
+
+
+def opening(taus: Sequence[float], nfes: Sequence[int], runs: Sequence[tuple[float | None, int]]) -> int:
+    """Return the index of the (tau, NFE) that a viewer opens with: the middle of both lists, or the first there is."""
+    middle = (taus[len(taus) // 2] if taus else None, nfes[len(nfes) // 2])
+    return runs.index(middle) if middle in runs else 0
 
 
 def from_traces(traces: Sequence[Trace]) -> list[dict[str, Any]]:
@@ -147,8 +160,18 @@ def _slug(prompt: str, taken: set[str]) -> str:
 def save(bundle: Mapping[str, Any], folder: Path) -> Path:
     """Write the bundle as `<slug>.json` and return its path."""
     path = folder / f"{bundle['slug']}.json"
-    path.write_text(json.dumps(bundle, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    path.write_text(text(bundle), encoding="utf-8")
     return path
+
+
+def text(bundle: Mapping[str, Any]) -> str:
+    """Return the bundle as JSON with one frame a line, after all else."""
+
+    def said(value: object) -> str:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+    head = said({k: v for k, v in bundle.items() if k != "frames"})[:-1]
+    return f'{head},"frames":[\n' + ",\n".join(map(said, bundle["frames"])) + "\n]}"
 
 
 def listing(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""Recorded runs as one HTML file that opens from disk without a network, or as a folder for a free static Space.
+"""Runs and a lesson as one HTML file that opens from disk without a network, or as a folder for a free static Space.
 
-The page is the viewer itself (viewer.html, .css, .js) and the few lines that stand in for the server: they hand it the runs
-that lie inline as JSON. `python -m viz.export --out page.html panda my-run.npz` writes one file,
-`python -m viz.export --static out/` a folder; without names both take every recorded prompt. The query of the
-address is the site's own (`?tau=0.004&step=9&token=0,3,5&layer=4`), and `run=<slug>` says which prompt opens first.
+The page is the viewer, the gallery and the lesson themselves (viz/viewer/) and the few lines that stand in for the server.
+`python -m viz.export --out page.html panda my-run.npz` writes one file, `python -m viz.export --static out/` a folder; without
+names both take every recorded run. `--lesson` adds the lesson and the runs it shows (`--lesson mine.md` another), a static
+site of every recorded run has it anyway. The query of the address is the site's own
+(`?tau=0.004&step=9&token=0,3,5&layer=4&stop=3&hide=gallery`), and `run=<slug>` says which prompt opens first.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from typing import Any
 
 from fresco.errors import FrescoError
 from fresco.trace import Trace
-from viz import bundle
+from viz import bundle, lesson, story
 from viz.page import JS, VIEWER
 
 TRACES = Path(__file__).parents[1] / "assets" / "traces"
 LARGEST = 10_000_000  # bytes; a Space takes larger files only through LFS
-_PICTURE = re.compile(r"data:image/(webp|png|jpeg);base64,[A-Za-z0-9+/=]+")
 # The browser itself keeps the file offline: a page that may load nothing cannot ask for anything.
 _ALONE = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
@@ -40,57 +40,32 @@ main { max-width: 1320px; margin: 0 auto; padding: 20px 24px 40px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; text-wrap: balance; overflow-wrap: anywhere; }
 .fx-text { max-width: 74ch; overflow-wrap: anywhere; }
 .fx-text p { margin: 0 0 10px; white-space: pre-line; }
-.fx-runs { margin: 14px 0 18px; }
-.fv-root.fx-runs ul { list-style: none; display: flex; gap: 8px; overflow-x: auto; padding: 3px; margin: -3px;
-  scrollbar-width: thin; }
-.fx-runs li { flex: none; }
-.fx-runs label { position: relative; display: flex; align-items: center; gap: 10px; width: 216px; height: 100%; padding: 6px;
-  border: 1px solid var(--fv-line); border-radius: 10px; cursor: pointer; }
-.fx-runs input { position: absolute; inset: 0; margin: 0; width: 100%; height: 100%; opacity: 0; cursor: pointer; }
-.fx-runs img { display: block; width: 48px; height: 48px; border-radius: 6px; object-fit: cover; flex: none; }
-.fx-runs span { font-size: 13px; line-height: 1.3; overflow-wrap: anywhere; display: -webkit-box; -webkit-box-orient: vertical;
-  -webkit-line-clamp: 3; overflow: hidden; }
-.fx-runs label:hover { border-color: var(--fv-edge); }
-.fx-runs label:has(:checked) { border-color: var(--fv-accent); background: var(--fv-accent-soft);
-  box-shadow: 0 0 0 1px var(--fv-accent); }
-.fx-runs label:has(:focus-visible) { outline: 2px solid var(--fv-focus); outline-offset: 2px; }
 .fv-root .fx-foot { color: var(--fv-muted); font-size: 12.5px;
   margin-top: 20px; padding-top: 12px; border-top: 1px solid var(--fv-line); }
 @media (max-width: 600px) {
   main { padding: 14px 12px 28px; }
   h1 { font-size: 22px; }
-  .fx-runs label { width: 168px; }
 }
-@media print { .fx-runs, .fv-transport, .fv-keys { display: none !important; } }
+@media print { .fv-transport, .fv-keys { display: none !important; } }
 """
 
-# The five names the viewer is a function of, and the chooser. `watch` keeps the viewer's own reaction to a new value.
+# Each component is a function of the five names that Gradio gives it; here its value is set once and never changes.
 _HOST = """
 (() => {
   const night = matchMedia('(prefers-color-scheme: dark)');
   const paint = () => document.body.classList.toggle('dark', night.matches);
   night.addEventListener('change', paint);
   paint();
-  const element = document.querySelector('#viewer > div'), choices = [...document.querySelectorAll('.fx-runs input')];
-  const props = { value: '' }, server = {}, trigger = () => {}, upload = null;
-  let changed = () => {};
-  const watch = (name, act) => { changed = act; };
-  const show = (k) => { props.value = messages(k); changed(); };
-  const asked = new URLSearchParams(location.search).get('run');
-  const first = Math.max(0, choices.findIndex((choice) => choice.value === asked));
-  choices.forEach((choice, k) => { choice.checked = k === first; choice.onchange = () => show(k); });
-  props.value = messages(first);
-  viewer(element, trigger, props, server, upload, watch);
+  const place = (name, component, value) => {
+    const element = document.querySelector(`#${name} > div`);
+    if (element) component(element, () => {}, { value }, {}, null, () => {});
+  };
+  const text = (name) => document.querySelector(`script[data-message="${name}"]`)?.textContent ?? '';
+  place('viewer', viewer, '');
+  place('gallery', gallery, text('gallery'));
+  place('lesson', lesson, text('lesson'));
 })();
 """
-_INLINE = "function messages(k) { return document.querySelectorAll('script[type=\"application/json\"]')[k].textContent; }"
-_FETCHED = """function messages(k) {
-  const address = document.querySelectorAll('[data-address]')[k].dataset.address;
-  return JSON.stringify(location.protocol === 'file:'
-    ? { type: 'note', level: 'warn',
-        text: 'This folder wants a web server (python -m http.server). The one-file page opens from disk.' }
-    : { type: 'bundle-url', url: address });
-}"""
 
 
 class ExportError(FrescoError):
@@ -103,26 +78,31 @@ def inline_json(value: object) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def page(bundles: Sequence[Mapping[str, Any]], *, title: str, text: str = "") -> str:
-    """Return one HTML document that holds the viewer and all of the runs, and asks nothing of any network.
+def page(
+    bundles: Sequence[Mapping[str, Any]], *, title: str, text: str = "", taught: lesson.Lesson | None = None
+) -> str:  # fmt: skip
+    """Return one HTML document that holds the viewer, all of the runs and the lesson, and asks nothing of any network.
 
     Args:
-        bundles: messages of `viz.bundle`; with several, a chooser stands above the viewer.
+        bundles: messages of `viz.bundle`; with several, the gallery stands above the viewer.
         title: heading and name of the document.
         text: words above the viewer; empty lines part paragraphs.
+        taught: a lesson of these runs.
 
     Raises:
-        ExportError: without a bundle.
+        ExportError: without a bundle. LessonError: where the lesson names what the runs do not have.
     """
-    data = [f'<script type="application/json">{inline_json(b)}</script>' for b in bundles]
+    named = _named(bundles)
+    data = [f'<script type="application/json" data-slug="{b["slug"]}">{inline_json(b)}</script>' for b in named]
     guard = f'<meta http-equiv="Content-Security-Policy" content="{_ALONE}">'
     kept = "This file holds everything it shows: keep it, mail it, open it without a network."
-    return _document(bundles, title, text, head=guard, data=data, messages=_INLINE, foot=kept)
+    return _document(named, None, title, text, taught, head=guard, data=data, foot=kept)
 
 
 def static_site(
-    out: str | Path, bundles: Sequence[Mapping[str, Any]], *, title: str = "Fresco: recorded runs", text: str = ""
-) -> list[Path]:
+    out: str | Path, bundles: Sequence[Mapping[str, Any]], *, title: str = "Fresco: recorded runs", text: str = "",
+    taught: lesson.Lesson | None = None,
+) -> list[Path]:  # fmt: skip
     """Write a folder that a static Space, or any web server, serves as it is; return the files.
 
     The page comes first and is small; each run is a file beside it, fetched when it is chosen.
@@ -131,11 +111,11 @@ def static_site(
         ExportError: without a bundle, or where a file would be larger than a Space takes.
     """
     folder = Path(out)
-    names = _names(bundles)
-    files = {f"runs/{name}.json": json.dumps(b, separators=(",", ":")) for name, b in zip(names, bundles, strict=True)}
-    data = [f'<script type="text/plain" data-address="{address}"></script>' for address in files]
+    named = _named(bundles)
+    urls = {b["slug"]: f"runs/{b['slug']}.json" for b in named}
+    files = {urls[b["slug"]]: json.dumps(b, separators=(",", ":")) for b in named}
     served = "Static pages: nothing runs on a server, and nothing is asked of any other."
-    files["index.html"] = _document(bundles, title, text, head="", data=data, messages=_FETCHED, foot=served)
+    files["index.html"] = _document(named, urls, title, text, taught, head="", data=[], foot=served)
     files["README.md"] = _front_matter(title, len(bundles))
     for name, body in files.items():
         size = len(body.encode("utf-8", "replace"))
@@ -143,6 +123,11 @@ def static_site(
             raise ExportError(f"{name} would have {size / 1e6:.1f} MB, a Space takes 10 MB a file; record fewer runs of it")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     return [_write(folder / name, body) for name, body in files.items()]
+
+
+def _named(bundles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the bundles with slugs that are harmless in addresses and markup, and different from each other."""
+    return [{**b, "slug": name} for b, name in zip(bundles, _names(bundles), strict=True)]
 
 
 def _names(bundles: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -171,48 +156,29 @@ def _front_matter(title: str, count: int) -> str:
     )
 
 
-def _thumbnail(b: Mapping[str, Any]) -> str:
-    """Return the finished picture of the run that opens first as an <img>; nothing where it has none."""
-    taus, nfes, runs = b["taus"], b["nfes"], b["runs"]
-    first = (taus[len(taus) // 2] if taus else None, nfes[len(nfes) // 2])
-    run = next((r for r in runs if (r["tau"], r["nfe"]) == first), runs[0])
-    picture = b["frames"][run["frames"][-1]].get("preview") or ""
-    return f'<img src="{picture}" alt="" width="48" height="48">' if _PICTURE.fullmatch(picture) else ""
-
-
-def _settings(b: Mapping[str, Any]) -> str:
-    """Return what tells bundles of one prompt apart: the seed, and tau or ratio of a run that stands alone."""
-    run = b["runs"][0]
-    drive = run["meta"].get("ratio")
-    alone = f", NFE {run['nfe']}, " + (f"tau {run['tau']:g}" if run["tau"] is not None else f"ratio {drive:g}")
-    return f"{b['prompt']} (seed {b.get('seed', 0)}{alone if len(b['runs']) == 1 else ''})"
-
-
-def _chooser(bundles: Sequence[Mapping[str, Any]]) -> str:
-    """Return a row of pictures to choose a run by; empty for a single one."""
-    if len(bundles) < 2:
-        return ""
-    prompts = [b["prompt"] for b in bundles]
-    items = [
-        f'<li><label><input type="radio" name="fx-run" value="{name}">{_thumbnail(b)}'
-        f"<span>{html.escape(b['prompt'] if prompts.count(b['prompt']) == 1 else _settings(b))}</span></label></li>"
-        for name, b in zip(_names(bundles), bundles, strict=True)
-    ]
-    return f'<nav class="fv-root fx-runs" aria-label="Recorded runs"><ul>{"".join(items)}</ul></nav>'
-
-
 def _document(
-    bundles: Sequence[Mapping[str, Any]], title: str, text: str, *, head: str, data: Sequence[str], messages: str, foot: str
-) -> str:
+    bundles: Sequence[Mapping[str, Any]], urls: Mapping[str, str] | None, title: str, text: str,
+    taught: lesson.Lesson | None, *, head: str, data: Sequence[str], foot: str,
+) -> str:  # fmt: skip
     if not bundles:
         raise ExportError("there is no run to export; name a recorded prompt or a trace file")
-    script = (
-        f"{messages}\nfunction viewer(element, trigger, props, server, upload, watch) {{\n{VIEWER['js_on_load']}\n}}\n{_HOST}"
+    parts = {"viewer": VIEWER, "gallery": story.GALLERY, "lesson": story.LESSON}
+    functions = (
+        f"function {name}(element, trigger, props, server, upload, watch) {{\n{part['js_on_load']}\n}}"
+        for name, part in parts.items()
     )
+    script = "\n".join([*functions, _HOST])
     if re.search(r"</script|<!--", script, re.IGNORECASE):
-        raise ExportError("the viewer's script would end its own <script> element; write that text differently in viewer.js")
+        raise ExportError("a component's script would end its own <script> element; write that text differently there")
+    messages = {"gallery": json.loads(story.shelf(_titled(bundles), urls=urls, first=bundles[0]["slug"]))}
+    if taught:
+        messages["lesson"] = lesson.message(taught, {b["slug"]: b for b in bundles})
+    data = [
+        *(f'<script type="text/plain" data-message="{name}">{inline_json(m)}</script>' for name, m in messages.items()), *data,
+    ]  # fmt: skip
     paragraphs = "".join(f"<p>{html.escape(p.strip())}</p>" for p in re.split(r"\n\s*\n", text) if p.strip())
     made = sorted({str(b["provenance"].get("weights") or b["model"]) for b in bundles})
+    styles = "".join([_STYLE, VIEWER["css_template"], story.GALLERY["css_template"], story.LESSON["css_template"]])
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -222,15 +188,16 @@ def _document(
 {head}
 <title>{html.escape(title)}</title>
 <link rel="icon" href="data:,">
-<style>{_STYLE}{VIEWER["css_template"]}</style>
+<style>{styles}</style>
 {JS["head"]}
 </head>
 <body>
 <main>
 <h1>{html.escape(title)}</h1>
 <div class="fx-text">{paragraphs}</div>
-{_chooser(bundles)}
 <noscript><p>The runs are drawn by a script in this page; switch JavaScript on to see them.</p></noscript>
+<div id="gallery"><div>{story.GALLERY["html_template"]}</div></div>
+<div id="lesson"><div>{story.LESSON["html_template"]}</div></div>
 <div id="viewer"><div>{VIEWER["html_template"]}</div></div>
 <footer class="fv-root"><p class="fx-foot">Recorded with Fresco: {html.escape("; ".join(made))}. {foot}</p></footer>
 </main>
@@ -243,13 +210,29 @@ def _document(
 """
 
 
+def _titled(bundles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the bundles, each with a title that tells it from the others: its own, its prompt, or that and its settings."""
+    prompts = [b["prompt"] for b in bundles]
+    return [
+        {**b, "title": b.get("title") or (b["prompt"] if prompts.count(b["prompt"]) == 1 else _settings(b))} for b in bundles
+    ]
+
+
+def _settings(b: Mapping[str, Any]) -> str:
+    """Return what tells bundles of one prompt apart: the seed, and tau or ratio of a run that stands alone."""
+    run = b["runs"][0]
+    drive = run["meta"].get("ratio")
+    alone = f", NFE {run['nfe']}, " + (f"tau {run['tau']:g}" if run["tau"] is not None else f"ratio {drive:g}")
+    return f"{b['prompt']} (seed {b.get('seed', 0)}{alone if len(b['runs']) == 1 else ''})"
+
+
 def read(names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the bundles of recorded prompts (by slug), bundle files (.json) and trace files (.npz), in that order given.
 
     Raises:
         FrescoError: where something named is not there or is something else.
     """
-    known = sorted(path.stem for path in TRACES.glob("*.json"))
+    known = shelf_order()
     traces = [Trace.load(name) for name in names if name.endswith(".npz")]
     out = []
     for name in (n for n in names or known if not n.endswith(".npz")):
@@ -259,6 +242,24 @@ def read(names: Sequence[str]) -> list[dict[str, Any]]:
             )
         out.append(bundle.load(Path(name) if name.endswith(".json") else TRACES / f"{name}.json"))
     return out + bundle.from_traces(traces)
+
+
+def shelf_order() -> list[str]:
+    """Return the slugs of all recorded runs as the gallery shows them; files it does not name come last."""
+    try:
+        examples = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))
+        order = [*examples["recorded"], *examples["gallery"]]
+    except (OSError, ValueError, KeyError):
+        order = []
+    there = {path.stem for path in TRACES.glob("*.json")}
+    return [slug for slug in order if slug in there] + sorted(there - set(order))
+
+
+def with_lesson(bundles: Sequence[Mapping[str, Any]], taught: lesson.Lesson) -> list[Mapping[str, Any]]:
+    """Return the bundles and, after them, the recorded runs that the lesson shows and they lack."""
+    have = {b["slug"] for b in bundles}
+    more = dict.fromkeys(stop.view.run for stop in taught.stops if stop.view.run not in have)
+    return [*bundles, *(bundle.load(TRACES / f"{slug}.json") for slug in more)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,14 +273,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     target.add_argument("--static", type=Path, metavar="folder", help="a folder for a static Space")
     parser.add_argument("--title", default="Fresco: where does a diffusion transformer spend its compute?")
     parser.add_argument("--text", default="", help="words above the viewer")
+    parser.add_argument(
+        "--lesson", nargs="?", const=lesson.LESSONS, type=Path, metavar="mine.md", help="add our lesson, or one of your own"
+    )
     args = parser.parse_args(argv)
     try:
-        bundles = read(args.runs)
+        bundles: Sequence[Mapping[str, Any]] = read(args.runs)
+        where = args.lesson or (lesson.LESSONS if args.static and not args.runs else None)
+        taught = lesson.load(where) if where else None
+        if taught:
+            bundles = with_lesson(bundles, taught)
         if args.static:
-            files = static_site(args.static, bundles, title=args.title, text=args.text)
+            files = static_site(args.static, bundles, title=args.title, text=args.text, taught=taught)
         else:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            files = [_write(args.out, page(bundles, title=args.title, text=args.text))]
+            files = [_write(args.out, page(bundles, title=args.title, text=args.text, taught=taught))]
     except (FrescoError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

@@ -27,10 +27,15 @@ def pick(trace: Trace, columns: int) -> list[int]:
     return sorted(steps)
 
 
+def paid(reference: Trace, flops: float) -> int:
+    """Return the index of the last step that the reference had finished when it had spent `flops`; -1 inside its first."""
+    spent = np.cumsum([e.flops for e in reference.events])
+    return int(np.searchsorted(spent, flops * (1 + 1e-9), side="right")) - 1
+
+
 def at_cost(reference: Trace, flops: float) -> StepEvent:
     """Return the last step that the reference had finished when it had spent `flops`; its first before that."""
-    spent = np.cumsum([e.flops for e in reference.events])
-    return reference.events[max(int(np.searchsorted(spent, flops * (1 + 1e-9), side="right")) - 1, 0)]
+    return reference.events[max(paid(reference, flops), 0)]
 
 
 def _shown(trace: Trace, at: int) -> np.ndarray:

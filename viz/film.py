@@ -26,9 +26,11 @@ from fresco.errors import FrescoError
 from fresco.trace import StepEvent, Trace
 from viz import style
 from viz.bundle import full_step
+from viz.figure import paid
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 OVERLAYS = ("variance", "levels", "promoted", "none")
+Overlay = str | Sequence[str]  # one of OVERLAYS, or several side by side
 ENDINGS = (".webp", ".gif", ".mp4")
 OPACITY = 0.7  # of the variance colours over the grey sketch
 STEP, TAIL, HOLD = 500, 100, 2500  # ms: a step, a step of the reference alone, the last picture
@@ -63,12 +65,12 @@ def plan(trace: Trace, reference: Trace | None = None) -> list[Shot]:
     """
     if not trace.events:
         raise FilmError("the trace has no step to film; record the run again")
-    theirs = np.cumsum([e.flops for e in reference.events]) if reference else np.zeros(0)
     shots, spent = [], 0.0
     for k, event in enumerate(trace.events):
         spent += event.flops
-        shots.append(Shot(k, int(np.searchsorted(theirs, spent * (1 + 1e-9), side="right")) - 1, STEP))
-    shots += [Shot(len(trace.events) - 1, k, TAIL, tail=True) for k in range(shots[-1].beside + 1, len(theirs))]
+        shots.append(Shot(k, paid(reference, spent) if reference else -1, STEP))
+    after = range(shots[-1].beside + 1, len(reference.events)) if reference else range(0)
+    shots += [Shot(len(trace.events) - 1, k, TAIL, tail=True) for k in after]
     shots[-1] = Shot(shots[-1].step, shots[-1].beside, HOLD, shots[-1].tail)
     return shots
 
@@ -200,19 +202,19 @@ def _outline(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]], col
 class _Stage:
     """Where everything stands, the same in every picture of a film."""
 
-    def __init__(self, trace: Trace, reference: Trace | None, overlay: str, size: int) -> None:
-        self.trace, self.reference, self.overlay = trace, reference, overlay
+    def __init__(self, trace: Trace, reference: Trace | None, overlays: Sequence[str], size: int) -> None:
+        self.trace, self.reference, self.overlays = trace, reference, overlays
         _, rows, cols = trace.events[0].grid.shape
         self.cell = max(2, round(size / max(rows, cols)))
         self.pane = (cols * self.cell, rows * self.cell)
         self.limits = variance_range(trace)
-        self.count = 1 + (overlay != "none") + (reference is not None)
+        self.count = 1 + len(overlays) + (reference is not None)
         self.width = max(2 * _MARGIN + self.count * self.pane[0] + (self.count - 1) * _GAP, 760)
         self.left = (self.width - self.count * self.pane[0] - (self.count - 1) * _GAP) // 2
         self.top = 98
         self.bottom = self.top + self.pane[1]
         self.legend = self.bottom + 10
-        self.bar = self.legend + (64 if overlay == "variance" else 12)
+        self.bar = self.legend + (64 if "variance" in overlays else 12)
         self.words = self.bar + 32 + (40 if reference else 0)
         self.height = self.words + 48
         self.width += self.width % 2  # H.264 halves the colour planes
@@ -229,12 +231,11 @@ class _Stage:
         places = [self.left + k * (self.pane[0] + _GAP) for k in range(self.count)]
         image.paste(pane(event, picture, "none", self.cell, self.limits), (places[0], self.top))
         self._label(pen, places[0], "Fresco", "finished" if shot.step == self.trace.config.nfe - 1 else f"step {shot.step + 1}")
-        if self.overlay != "none":
-            image.paste(pane(event, picture, self.overlay, self.cell, self.limits), (places[1], self.top))
-            name, now = self._layer(event)
-            self._label(pen, places[1], name, now)
-            if self.overlay == "variance":
-                self._histogram(pen, places[1], event)
+        for overlay, x in zip(self.overlays, places[1:], strict=False):
+            image.paste(pane(event, picture, overlay, self.cell, self.limits), (x, self.top))
+            self._label(pen, x, *self._layer(event, overlay))
+            if overlay == "variance":
+                self._histogram(pen, x, event)
         if self.reference:
             self._beside(image, pen, places[-1], shot.beside)
         self._bars(pen, shot)
@@ -261,11 +262,12 @@ class _Stage:
         pen.text((x, y), name, fill=style.INK, font=_font(13, True), anchor="ls")
         pen.text((x + wide, y), now, fill=style.MUTED, font=_font(12), anchor="rs")
 
-    def _layer(self, event: StepEvent) -> tuple[str, str]:
+    @staticmethod
+    def _layer(event: StepEvent, overlay: str) -> tuple[str, str]:
         chosen = int(event.selected.sum())
-        if self.overlay == "levels":
+        if overlay == "levels":
             return "Token levels", f"{int(event.grid.expandable.sum()):,} coarse"
-        if self.overlay == "promoted":
+        if overlay == "promoted":
             return "Promoted now", f"{chosen:,} token{'' if chosen == 1 else 's'}"
         if not np.isfinite(event.variance).any():
             return "Token variance", "needs two estimates"
@@ -358,25 +360,57 @@ def _flops(n: float) -> str:
     return f"{n:.0f} FLOP"
 
 
-def frames(trace: Trace, reference: Trace | None = None, *, overlay: str = "variance", size: int = 288) -> Iterator[Picture]:
+def _chosen(overlay: Overlay) -> tuple[str, ...]:
+    """Return the layers to draw, each once, in the order asked for."""
+    names = tuple(dict.fromkeys([overlay] if isinstance(overlay, str) else overlay))
+    for name in names:
+        if name not in OVERLAYS:
+            raise FilmError(f"overlay is {name!r}, which is not known; choose one of {', '.join(OVERLAYS)}")
+    return tuple(name for name in names if name != "none")
+
+
+def _compared(trace: Trace, reference: Trace | None) -> None:
+    if reference and (reference.prompt, reference.config.seed) != (trace.prompt, trace.config.seed):
+        raise FilmError("the reference has another prompt or seed than the run, so there is nothing to compare; choose its own")
+
+
+def still(
+    trace: Trace, step: int, reference: Trace | None = None, *, overlay: Overlay = "variance", size: int = 288
+) -> Picture:
+    """Return the film's picture of one step, (H, W, 3) uint8.
+
+    Args:
+        trace, reference, overlay, size: as in `frames`.
+        step: index of the run's step, from 0.
+
+    Raises:
+        FilmError: as `frames`, and where there is no such step.
+    """
+    _compared(trace, reference)
+    if not 0 <= step < len(trace.events):
+        raise FilmError(f"step {step + 1} is none of the run's {len(trace.events)}; choose one of them")
+    return np.array(_Stage(trace, reference, _chosen(overlay), size).draw(plan(trace, reference)[step]))
+
+
+def frames(
+    trace: Trace, reference: Trace | None = None, *, overlay: Overlay = "variance", size: int = 288
+) -> Iterator[Picture]:
     """Yield the film's pictures, (H, W, 3) uint8, H and W even, one for each shot of `plan`.
 
     Args:
         trace: the run; it may have been stopped.
         reference: a full-resolution run of the same seed, shown at the same cost; None leaves it out.
-        overlay: the layer beside the sketch, one of OVERLAYS.
+        overlay: the layer beside the sketch, one of OVERLAYS, or several.
         size: longer side of a picture in pixels; rounded, so that all cells are whole pixels.
 
     Raises:
         FilmError: on an unknown layer, a size out of range, or a trace without steps.
     """
-    if overlay not in OVERLAYS:
-        raise FilmError(f"overlay is {overlay!r}, which is not known; choose one of {', '.join(OVERLAYS)}")
-    if reference and (reference.prompt, reference.config.seed) != (trace.prompt, trace.config.seed):
-        raise FilmError("the reference has another prompt or seed than the run, so there is nothing to compare; choose its own")
+    layers = _chosen(overlay)
+    _compared(trace, reference)
     if not 64 <= size <= 1024:
         raise FilmError(f"size is {size}; it must be from 64 to 1024 pixels")
-    shots, stage = plan(trace, reference), _Stage(trace, reference, overlay, size)
+    shots, stage = plan(trace, reference), _Stage(trace, reference, layers, size)
     return (np.array(stage.draw(shot)) for shot in shots)
 
 
@@ -384,7 +418,7 @@ def frames(trace: Trace, reference: Trace | None = None, *, overlay: str = "vari
 
 
 def write(
-    path: str | Path, trace: Trace, reference: Trace | None = None, *, overlay: str = "variance", size: int = 288
+    path: str | Path, trace: Trace, reference: Trace | None = None, *, overlay: Overlay = "variance", size: int = 288
 ) -> Generator[tuple[int, int], None, None]:
     """Write the film as its ending says, and yield (pictures done, all) after each; closing it stops and leaves no file.
 
@@ -459,7 +493,7 @@ def _write_mp4(writer: Any, part: Path, pictures: Iterator[Picture], shots: Sequ
 
 
 def save(
-    path: str | Path, trace: Trace, reference: Trace | None = None, *, overlay: str = "variance", size: int = 288,
+    path: str | Path, trace: Trace, reference: Trace | None = None, *, overlay: Overlay = "variance", size: int = 288,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:  # fmt: skip
     """Write the film and return its path.
@@ -482,7 +516,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("trace", metavar="trace.npz")
     parser.add_argument("out", metavar="out.webp", help="its ending says which: .webp, .gif or .mp4")
     parser.add_argument("--reference", metavar="ref.npz", help="a full-resolution trace of the same seed")
-    parser.add_argument("--overlay", choices=OVERLAYS, default="variance")
+    parser.add_argument("--overlay", nargs="+", choices=OVERLAYS, default=["variance"], help="one layer or several")
     parser.add_argument("--size", type=int, default=288, help="longer side of a picture in pixels (288)")
     args = parser.parse_args(argv)
 

@@ -4,6 +4,16 @@ A message is one JSON string with a `type`: "frame" (the newest step of one trac
 once), "bundle-url" (where to fetch one), "note" (one sentence) or "done". Arrays travel as base64: the level of every
 finest cell (u8), one variance per token (u16 little-endian, log scale, 0 = undefined) and one bit per token for the
 promoted, tokens in scan order (`TokenGrid.scan_order`).
+
+Several runs side by side share a `run` id and have the tracks 0, 1, 2, 3, each with its own `label` and, in its first and
+last frame, its own `meta`; the viewer lists the settings in which the metas differ. The first frames may say how many
+`tracks` will come, so that the panes are there before the steps are. A track whose `meta.stages` has no low and no mixed
+steps is a full-resolution reference, the others are runs. One run with one or several references shows two panes, anything
+else a pane for each track; the visitor may change that.
+
+A preview of one frame is a WebP picture. That of a video is one WebP sheet of `frames` pictures in `columns`, row by row
+(both keys are absent for one frame), made smaller so that all frames together have at most SHEET_PIXELS. The grid of a
+video may have fewer frames than its previews: 1 + n frames of tokens for 1 + 4 n pictures, as video autoencoders pack them.
 """
 
 from __future__ import annotations
@@ -24,7 +34,9 @@ from fresco.trace import StepEvent
 
 VERSION = 1
 VMIN, VMAX = 1e-6, 1.0  # one fixed range for every run, so that colours can be compared between runs
+SHEET_PIXELS = 2_000_000  # of all frames of a video's preview together: about 100 kB a step
 _STEPS = 65534
+_WEBP_SIDE = 16383  # the longest side WebP knows
 
 
 def quantise(variance: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
@@ -39,6 +51,22 @@ def webp(picture: NDArray[np.uint8], quality: int = 80) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture[0]).save(buffer, "WEBP", quality=quality, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def sheet(picture: NDArray[np.uint8], quality: int = 80) -> dict[str, Any]:
+    """Return what a frame says of a preview (T, H, W, 3) uint8: `preview`, and of a video `frames` and `columns`."""
+    count, height, width = picture.shape[:3]
+    if count == 1:
+        return {"preview": webp(picture, quality)}
+    shrink = min(1.0, math.sqrt(SHEET_PIXELS / (count * height * width)))
+    wide, high = max(1, int(width * shrink)), max(1, int(height * shrink))
+    columns = math.ceil(count / max(1, min(count, _WEBP_SIDE // high)))
+    whole = Image.new("RGB", (columns * wide, math.ceil(count / columns) * high))
+    for k, one in enumerate(picture):
+        tile = Image.fromarray(one)
+        small = tile if shrink == 1 else tile.resize((wide, high), Image.Resampling.BOX)
+        whole.paste(small, (k % columns * wide, k // columns * high))
+    return {"preview": webp(np.asarray(whole)[None], quality), "frames": count, "columns": columns}
 
 
 def _b64(array: NDArray[Any]) -> str:
@@ -63,7 +91,7 @@ def step_json(event: StepEvent) -> dict[str, Any]:
         "tau": _number(event.tau), "ratio": _number(event.ratio), "gap": _number(float(gap.mean()), 4) if len(gap) else None,
         "flops": event.flops, "ms": _number(1000 * event.seconds, 4),
         "preview_ms": _number(1000 * event.preview_seconds, 4),
-        "preview": None if event.preview is None else webp(event.preview),
+        **({"preview": None} if event.preview is None else sheet(event.preview)),
     }  # fmt: skip
 
 
@@ -79,12 +107,10 @@ def meta(
         full_step: FLOPs of one full-resolution step.
         recorded: whether the run comes from a file.
     """
+    settings = {name: value for name, value in config.to_json().items() if name not in ("size", "switch")}
     return {
-        "prompt": prompt, "seed": config.seed, "model": model, "device": device, "nfe": config.nfe,
-        "stages": list(config.split), "tau": config.tau, "ratio": config.ratio, "selection": config.selection,
-        "signal": config.signal, "transition": config.transition, "noise": config.noise, "expansion": config.expansion,
-        "frame": config.frame, "recorded": recorded, "provenance": provenance,
-        "baselines": {"full50": 50 * full_step, "same_nfe": config.nfe * full_step},
+        **settings, "prompt": prompt, "model": model, "device": device, "stages": list(config.split), "recorded": recorded,
+        "provenance": provenance, "baselines": {"full50": 50 * full_step, "same_nfe": config.nfe * full_step},
     }  # fmt: skip
 
 
@@ -100,9 +126,10 @@ class Track:
 
     Attributes:
         run: id that all tracks of one comparison share.
-        track: 0 is Fresco, 1 and up are references.
+        track: 0 is the first run, which the viewer's controls drive; 1 and up are references or further runs.
         label: name of the pane. of: number of steps. full_step: FLOPs of one full-resolution step.
         meta: sent with the first frame, and with the last, when "same FLOPs" is known.
+        tracks: how many tracks the comparison will have, where that is known; said in the first frame.
         frames: the messages so far, by step.
     """
 
@@ -112,6 +139,7 @@ class Track:
     of: int
     meta: dict[str, Any]
     full_step: float
+    tracks: int | None = None
     flops: float = 0.0
     ms: float = 0.0
     frames: dict[int, str] = field(default_factory=dict)
@@ -135,6 +163,8 @@ class Track:
             self._picture = event.preview
         if event.step in (0, self.of - 1):
             frame["meta"] = self.meta
+        if event.step == 0 and self.tracks is not None:
+            frame["tracks"] = self.tracks
         self.frames[event.step] = json.dumps(frame, separators=(",", ":"))
         return self.frames[event.step]
 

@@ -13,8 +13,8 @@ from fresco.config import ConfigError, FrescoConfig
 MAX_PROMPT = 2000
 OWN = ("prompt", "model", "reference", "preview_every")
 _FIELDS = {f.name: f for f in dataclasses.fields(FrescoConfig)}
-_WHOLE = ("nfe", "levels", "window", "seed")
-_REAL = ("tau", "ratio", "detail_gain", "guidance")
+_WHOLE = ("nfe", "levels", "window", "seed", "head")
+_REAL = ("tau", "ratio", "detail_gain", "guidance", "landing")
 
 
 def write(config: FrescoConfig, default: FrescoConfig | None = None, **own: Any) -> str:
@@ -33,7 +33,12 @@ def write(config: FrescoConfig, default: FrescoConfig | None = None, **own: Any)
     return urlencode(state)
 
 
-def _parse(name: str, text: str) -> Any:
+def parse(name: str, text: str) -> Any:
+    """Return the value of a setting written as text.
+
+    Raises:
+        ValueError: where it cannot be read.
+    """
     if name in _WHOLE:
         return int(text)
     if name in _REAL:
@@ -45,6 +50,23 @@ def _parse(name: str, text: str) -> Any:
     if name == "switch":
         return tuple(float(part) for part in re.split("(?<!e)-", text))  # 1e-05 is one number
     return text
+
+
+def axis(name: str, text: str) -> list[Any]:
+    """Return the values of a sweep's axis, written with commas.
+
+    Raises:
+        ConfigError: where the setting is not known, or a value cannot be read.
+    """
+    if name not in _FIELDS:
+        raise ConfigError(f"axis {name!r} is not a setting; choose one of {', '.join(_FIELDS)}")
+    values = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            values.append(parse(name, word))
+        except ValueError:
+            raise ConfigError(f"{word[:40]!r} is no value of {name}; write values with commas between them") from None
+    return values
 
 
 def read(
@@ -78,7 +100,7 @@ def read(
             try:
                 if len(text) > 80:
                     raise ValueError("no setting is that long")
-                value = _parse(name, text)
+                value = parse(name, text)
                 low, high = (limits or {}).get(name, (None, None))
                 if low is not None and high is not None and not low <= value <= high:
                     notes.append(f"The link's {name} {text} is not from {low:g} to {high:g}; the default is used.")

@@ -21,7 +21,7 @@ from viz import bundle, export
 
 from .conftest import Visit
 
-TRACES = sorted((Path(__file__).parents[2] / "assets" / "traces").glob("*.json"))[:2]
+TRACES = [Path(__file__).parents[2] / "assets" / "traces" / f"{slug}.json" for slug in ("panda", "strawberry")]  # tables
 RUNS = [json.loads(path.read_text(encoding="utf-8")) for path in TRACES]
 EVIL = "</script x <!--<script </script><img src=x onerror=alert(1)> \u2028 fox"
 
@@ -144,7 +144,7 @@ def test_the_tau_handle_and_nfe_switch_between_the_recorded_runs(offline):
 def test_the_chooser_opens_another_prompt_by_keyboard(offline):
     page = offline("many.html")
     expect(page.page.locator(".fv-prompt")).to_contain_text(RUNS[0]["prompt"])
-    page.page.locator(".fx-runs input").first.focus()
+    page.page.locator(".fg-list input").first.focus()
     page.page.keyboard.press("ArrowRight")
     expect(page.page.locator(".fv-prompt")).to_contain_text(RUNS[1]["prompt"])
     assert shown_tokens(page) == tokens(RUNS[1], *middle(RUNS[1]))
@@ -156,7 +156,7 @@ def test_the_address_says_prompt_step_token_and_layer(offline):
     page = offline("many.html", f"?run={RUNS[1]['slug']}&step=4&token=0,3,5&layer=4&tau={tau}&nfe={nfe}")
     page.until(f"d.step === '4' && d.token === '0,3,5' && d.layer === '4' && +d.tau === {tau} && +d.nfe === {nfe}")
     assert page.data["playing"] == "false"
-    expect(page.page.locator(".fx-runs input").nth(1)).to_be_checked()
+    expect(page.page.locator(".fg-list input").nth(1)).to_be_checked()
     expect(page.page.locator(".fv-prompt")).to_contain_text(RUNS[1]["prompt"])
 
 
@@ -171,7 +171,9 @@ def test_a_single_run_by_ratio_shows_its_own_threshold(offline):
     page.page.locator(".fv-tau").press("ArrowRight")
     page.until("+d.tau === 0.05")
     assert shown_tokens(page) == [9, 9, 9, 30]
-    assert page.page.locator("#viewer img, .fx-runs").count() == 0  # the prompt is text, and there is nothing to choose
+    assert (
+        page.page.locator("#viewer img, .fg-gallery:not([hidden])").count() == 0
+    )  # the prompt is text, and there is nothing to choose
     expect(page.page.locator(".fv-prompt")).to_contain_text("onerror=alert(1)")
     expect(page.page.locator("h1")).to_have_text(EVIL)
 
@@ -241,7 +243,7 @@ def test_the_static_site_fetches_only_the_run_that_is_chosen(chromium, site):
     page.page.goto(f"{site}?run={RUNS[1]['slug']}")
     page.until(f"d.run === 'recorded:{RUNS[1]['slug']}' && +d.frames > 0")
     assert page.requests == [f"{site}?run={RUNS[1]['slug']}", f"{site}runs/{RUNS[1]['slug']}.json"]
-    page.page.locator(".fx-runs label").first.click()
+    page.page.locator(".fg-list label").first.click()
     page.until(f"d.run === 'recorded:{RUNS[0]['slug']}' && +d.frames > 0")
     assert shown_tokens(page) == tokens(RUNS[0], *middle(RUNS[0]))
     assert page.foreign == []

@@ -19,6 +19,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
 
+from .conftest import PATIENCE
+
 ASSETS = Path(__file__).parents[2] / "assets"
 NAMES = json.loads((ASSETS / "examples.json").read_text(encoding="utf-8"))["recorded"]
 BUNDLES = [path for name in NAMES if (path := ASSETS / "traces" / f"{name}.json").exists()]  # in the page's order
@@ -50,7 +52,9 @@ def test_tau_and_nfe_of_a_recorded_run_are_explored_without_a_request(visit):
     page.page.locator(".fv-play").click()
     page.until("d.playing === 'false'")
     taus, nfe = FIRST["taus"], int(page.data["nfe"])
-    page.page.wait_for_load_state("networkidle")
+    # The first run plays before the others are here; then nothing is asked any more.
+    whole = f"document.querySelector('#viewer .fv-root').frescoViewer.store.base.length === {len(FIRST['frames'])}"
+    page.page.wait_for_function(whole, timeout=PATIENCE)
     asked = len(page.requests)
 
     handle = page.page.locator(".fv-tau")
@@ -522,16 +526,19 @@ def test_api_errors_are_one_sentence(client, wrong, sentence):
     assert not re.search(r"Traceback|File \"|\.py|\n", said)
 
 
-def test_only_run_is_public(client):
+def test_only_what_programs_need_is_public(client):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/run"}
     assert client.view_api(return_format="dict")["unnamed_endpoints"] == {}
 
 
-def test_the_mcp_tool_is_described(server):
+def test_the_mcp_tools_are_described(server):
     with urlopen(f"{server}gradio_api/mcp/schema") as answer:
-        tools = json.load(answer)
-    assert [t["name"].rpartition("run")[1] for t in tools] == ["run"]
-    assert "Fresco" in tools[0]["description"]
-    properties = tools[0]["inputSchema"]["properties"]
-    assert set(properties) == {"prompt", "seed", "tau", "nfe", "model", "reference", "settings"}
-    assert all(len(p.get("description", "")) > 10 for p in properties.values())
+        tools = {t["name"].rpartition("_")[2]: t for t in json.load(answer)}
+    wanted = {
+        "run": {"prompt", "seed", "tau", "nfe", "model", "reference", "settings"},
+        "sweep": {"prompt", "axes", "seed", "model", "curve", "settings"}, "trace": {"run", "track", "form"},
+    }  # fmt: skip
+    assert {name: set(t["inputSchema"]["properties"]) for name, t in tools.items()} == wanted
+    assert "Fresco" in tools["run"]["description"]
+    assert "full resolution" in tools["sweep"]["description"]
+    assert all(len(p.get("description", "")) > 10 for t in tools.values() for p in t["inputSchema"]["properties"].values())

@@ -1,16 +1,16 @@
-"""The page's words, and the few lines of script around the viewer. No gradio here: app.py places them."""
+"""The page's words, and the few lines of script around the viewer. No gradio here: the layouts place them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_HERE = Path(__file__).parent / "viewer"
+_HERE = Path(__file__).parents[1] / "viewer"
 VIEWER = {
     "html_template": (_HERE / "viewer.html").read_text(encoding="utf-8"),
     "css_template": (_HERE / "viewer.css").read_text(encoding="utf-8"),
     "js_on_load": (_HERE / "viewer.js").read_text(encoding="utf-8"),
 }
-CSS = Path(__file__).parents[1] / "assets" / "style.css"
+CSS = Path(__file__).parents[2] / "assets" / "style.css"
 
 ABOUT = """# Fresco
 **See where a diffusion transformer spends its compute.** Fresco sketches at low resolution, watches how much each token's clean
@@ -42,7 +42,7 @@ HELP = {
     "expansion": "hadamard: per latent pixel, exact. hadamard_token: the paper's formula taken literally. nearest and"
     " bilinear: no noise added.",
     "frame": "Where mixed tokens sit for the model's position code: in coarse units (centred or cornered), fine units, or"
-    " phase-aligned per query.",
+    " phase-aligned per query; auto takes the last where the model can.",
     "levels": "Doublings from sketch to picture: 1 is half resolution per side, 2 a quarter.",
     "detail_gain": "Adds the signal power that expanded details lack; 0 is off.",
     "guidance": "How strongly the prompt steers; empty is the model's own.",
@@ -50,6 +50,33 @@ HELP = {
 LABELS = {
     "nfe": "NFE (model calls)", "tau": "tau", "log_tau": "tau, log10", "ratio": "ratio", "drive": "Promote by",
     "preview_every": "Preview every k steps", "checks": "Checks", "frame": "Position frame", "detail_gain": "Detail gain",
+}  # fmt: skip
+
+# The tabs beside "Watch", in their order: the name in the address, the name on the page, and what to look for.
+TABS = {
+    "watch": "Watch", "compare": "Compare", "sweep": "Sweep", "ablation": "Ablation", "proposition": "Proposition 1",
+    "convergence": "Convergence", "expansion": "Expansion",
+}  # fmt: skip
+LAB_TABS = {"lab": "sweep"}  # other names that an address may give
+LOOK = {
+    "compare": "Two to four runs of one prompt and seed, side by side. **Look for** where the difference layer lights up, and"
+    " align by cost: what does each have to show for the same FLOPs?",
+    "sweep": "Two settings, every combination, from the controls as they are. **Look for** points above the dashed line: only"
+    " there is a run more like the full picture than plain full resolution at that cost. Likeness is not beauty: look at the"
+    " pictures, too.",
+    "ablation": "The paper's switches on your prompt, one at a time. **Look for** which switch changes the picture, and which"
+    " only its cost: the third column shows where it differs from the first row.",
+    "proposition": "One noise field, seen at three resolutions. **Look for** the marked cell: with the field, the four cells"
+    " below add up to it, so a promoted token goes on with noise it already had. Switch to fresh noise and watch that go.",
+    "convergence": "Does variance tell which tokens are finished? **Look for** a line near 1: there the settled tokens really"
+    " are the ones with the least error left. Near 0 a map says nothing.",
+    "expansion": "One token becomes four. **Look for** what is added: the parent's own content and noise are only spread; all"
+    " that is new is three details, read from the noise field.",
+}
+LABELS |= {
+    "axis": "Setting", "values": "Values, with commas", "base": "Start from", "more": "Further switches of this project too",
+    "curve": "Full resolution, steps", "quality": "Likeness", "mark_row": "Marked row", "mark_col": "Marked column",
+    "channel": "Latent channel", "cell_row": "Row of the token", "cell_col": "Column of the token", "which": "Which token",
 }  # fmt: skip
 
 _ROOT = "document.querySelector('#viewer .fv-root')"
@@ -69,6 +96,7 @@ JS = {
     "head": """<script>
 window.frescoView = (() => {
   const q = new URLSearchParams(location.search), v = {};
+  document.documentElement.dataset.tab = { lab: 'sweep' }[q.get('tab')] ?? q.get('tab') ?? 'watch';
   if (/^\\d+$/.test(q.get('step') ?? '')) v.step = Number(q.get('step'));
   if (/^\\d+,\\d+,\\d+$/.test(q.get('token') ?? '')) v.token = q.get('token');
   if (/^[1-5]$/.test(q.get('layer') ?? '')) v.layer = Number(q.get('layer'));
@@ -88,9 +116,39 @@ window.frescoView = (() => {
     "copy_link": """(query, space) => {
   const d = document.querySelector('#viewer .fv-root')?.dataset ?? {}, q = new URLSearchParams(query);
   for (const name of ['step', 'token', 'layer']) if (d[name]) q.set(name, d[name]);
+  if (d.run?.startsWith('recorded:') && !d.run.startsWith('recorded:own-')) q.set('run', d.run.slice(9));
+  const stop = document.querySelector('.fl-lesson')?.dataset.stop;
+  if (stop) q.set('stop', stop);
+  const tab = document.documentElement.dataset.tab;
+  if (tab && tab !== 'watch') q.set('tab', tab);
   const base = space ? 'https://huggingface.co/spaces/' + space : location.origin + location.pathname;
   const address = base + '?' + q;
   navigator.clipboard?.writeText(address).catch(() => {});
   return address;
+}""",
+    # A run is opened by its picture, or by its point in the chart: Plotly's own event, connected when the pointer gets there.
+    "pick": """element.addEventListener('click', (event) => {
+  const chosen = event.target.closest('[data-key]');
+  if (chosen) trigger('select', { key: chosen.dataset.key });
+});
+document.addEventListener('pointerover', (event) => {
+  const chart = event.target.closest?.('#sweep-chart .js-plotly-plot');
+  if (!chart || chart.dataset.wired || element.closest('#sweep-grid') === null) return;
+  chart.dataset.wired = 'yes';
+  chart.on('plotly_click', (at) => { const key = at.points[0]?.customdata; if (key) trigger('select', { key }); });
+});""",
+    # Which tab is open decides what the style sheet shows beside it.
+    "tab": "() => { document.documentElement.dataset.tab = 'TAB'; }",
+    # A run is to be watched, from whichever tab it was started.
+    "watch": "() => { document.getElementById('tab-watch-button')?.click(); }",
+    "opened": """() => {
+  document.documentElement.dataset.opened = document.documentElement.dataset.tab;
+  document.querySelector('#watch')?.scrollIntoView({ block: 'start',
+    behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth' });
+}""",
+    "save": """(file) => {
+  if (!file) return;
+  const [name, uri] = JSON.parse(file), a = document.createElement('a');
+  a.href = uri; a.download = name; a.click();
 }""",
 }

@@ -1,8 +1,25 @@
 // The body of a function (element, trigger, props, server, upload, watch). Three parts: pure functions on messages and grids,
 // the store that keeps every step, and the drawing. Nothing here asks the server for anything but missing steps and a bundle file.
+//
+// For other scripts (a lesson, a teacher's page): `document.querySelector('.fv-root').frescoViewer`, there as soon as the root is.
+//   setStep(i)            go to step i (0-based) of the first run; setStop(k): to the k-th point of the timeline
+//   setLayer(1..5)        sketch, variance, levels, promoted, difference; names work too: setLayer('difference')
+//   setToken([f, r, c])   select the token over a cell of the finest grid; null clears it
+//   setTau(tau)           as letting go of the handle does: a recorded run switches to the nearest recorded tau, a live page is told
+//   setNfe(n)             another recorded run, where there is one
+//   setAlign('cost' | 'step'), setFrame(k) of a video, setOpacity(0..1)
+//   setPanes(2..4)        how many runs side by side; setPane(k, id): what pane k (1..3) shows, a track's id of state().panes
+//   play(), pause()       playback of the steps
+//   state()               {run, mode, step, steps, stage, sigma, stop, stops, layer, token, tau, nfe, align, frame, frames, opacity, playing,
+//                         finished, panes}; step and frame count from 0, token is [f, r, c] or null, null = not known yet
+//   receive(message)      take a message of viz/frame.py, an object or its JSON
+// A setter returns state(). Nothing throws: what cannot be is clamped or left as it was.
+// Event: the root sends `fresco:change` (a CustomEvent that bubbles) after every change of the state, once per task:
+// detail = {...state(), changed: ['step', ...], by: 'user' | 'api' | 'play' | 'data'}: who did it, a person before all others.
 
 // ---------------------------------------------------------------------------------------------------------------- pure
 
+const LAYERS = ['sketch', 'variance', 'levels', 'promoted', 'difference'];
 const STAGES = { low: 'low', mixed: 'mixed', full: 'full' };
 const VIRIDIS = [68, 1, 84, 72, 26, 108, 71, 47, 125, 65, 68, 135, 57, 86, 140, 49, 104, 142, 42, 120, 142, 35, 136, 142, 31, 152, 139,
   34, 168, 132, 53, 183, 121, 84, 197, 104, 122, 209, 81, 165, 219, 54, 210, 226, 27, 253, 231, 37];
@@ -82,7 +99,7 @@ function decodeFrame(raw) {
     if (q[t]) measured++;
   }
   for (let k = 0; k < cells; k++) if (level[k] === raw.levels) fine++;
-  return { ...raw, level, ...grid, q, selected, promoted, coarse, fine, cells, measured, picture: newPicture(raw.preview) };
+  return { ...raw, level, ...grid, q, selected, promoted, coarse, fine, cells, measured, picture: newPicture(raw.preview, raw.frames, raw.columns) };
 }
 
 /** Which tokens a threshold would let through: {mask, count} over the tokens that can still be promoted. */
@@ -133,18 +150,31 @@ function stepAtCost(frames, budget) {
   return lo - 1;
 }
 
-/** Every point the timeline can stop at, as {a, b, cost}: positions in the two lists, -1 where that track has no step yet. */
-function planStops(a, b, align) {
+/**
+ * Every point the timeline can stop at, as {at, a, b, cost, tail}: a position in each list, -1 where that one has no step yet (a and b are
+ * the first two). By cost the first list sets the pace; once it is done (tail), every further cost of the others is a stop.
+ */
+function planStops(lists, align) {
+  const make = (at, cost, tail) => ({ at, a: at[0] ?? -1, b: at[1] ?? -1, cost, tail });
+  const first = lists[0] ?? [];
   if (align === 'step') {
-    return Array.from({ length: Math.max(a.length, b.length) }, (_, k) => {
-      const stop = { a: Math.min(k, a.length - 1), b: Math.min(k, b.length - 1) };
-      return { ...stop, cost: Math.max(a[stop.a]?.flops_total ?? 0, b[stop.b]?.flops_total ?? 0), tail: k >= a.length };
+    return Array.from({ length: Math.max(0, ...lists.map((list) => list.length)) }, (_, k) => {
+      const at = lists.map((list) => Math.min(k, list.length - 1));
+      return make(at, Math.max(0, ...at.map((n, j) => lists[j][n]?.flops_total ?? 0)), k >= first.length);
     });
   }
-  const stops = a.map((f, k) => ({ a: k, b: stepAtCost(b, f.flops_total), cost: f.flops_total, tail: false }));
-  const spent = a.length ? a[a.length - 1].flops_total : 0;
-  for (let k = stepAtCost(b, spent) + 1; k < b.length; k++) stops.push({ a: a.length - 1, b: k, cost: b[k].flops_total, tail: true });
+  const bought = (cost) => lists.map((list, j) => (j ? stepAtCost(list, cost) : 0));
+  const stops = first.map((f, k) => make([k, ...bought(f.flops_total).slice(1)], f.flops_total, false));
+  const spent = first.at(-1)?.flops_total ?? 0, later = lists.slice(1).flatMap((list) => list.slice(stepAtCost(list, spent) + 1).map((f) => f.flops_total));
+  for (const cost of [...new Set(later)].sort((x, y) => x - y)) stops.push(make([first.length - 1, ...bought(cost).slice(1)], cost, true));
   return stops;
+}
+
+/** The settings in which runs differ, as [name, [value of each run]]; what a run does not say is null. `ignored` names are left out. */
+function settingsThatDiffer(metas, ignored) {
+  const names = [...new Set(metas.flatMap((m) => Object.keys(m ?? {})))].filter((name) => !ignored.includes(name));
+  const rows = names.map((name) => [name, metas.map((m) => { const v = m?.[name]; return v === undefined || v === null ? null : Array.isArray(v) ? v.join(' + ') : v; })]);
+  return rows.filter(([, values]) => values.some((v) => String(v) !== String(values[0])));
 }
 
 /** What happened at one finest cell: the token that covered it at every step. */
@@ -175,7 +205,7 @@ function unit(n, name) {
 function short(n) { return n >= 100 ? n.toFixed(0) : n >= 10 ? n.toFixed(1) : n.toFixed(2); }
 function scientific(v) {
   if (!(v > 0)) return 'undefined';
-  if (v >= 0.01 && v < 1000) return String(Number(v.toPrecision(2)));
+  if (v >= 0.000995 && v < 1000) return String(Number(v.toPrecision(2)));
   const e = Math.floor(Math.log10(v) + 1e-9);
   return `${(v / 10 ** e).toFixed(1)}·10${String(e).replace(/./g, (d) => '⁰¹²³⁴⁵⁶⁷⁸⁹'[d] ?? '⁻')}`;
 }
@@ -199,24 +229,28 @@ const PIXEL_BUDGET = 24e6;
 const kept = new Set();
 let keptPixels = 0, pictureCount = 0;
 
-function newPicture(src) {
-  return typeof src === 'string' && /^data:image\/(webp|png|jpeg);base64,/.test(src) ? { src, id: ++pictureCount, bitmap: null, grey: null, asked: false } : null;
+/** A picture to be decoded; a video's is a sheet of `frames` pictures in `columns`, row by row. */
+function newPicture(src, frames, columns) {
+  if (typeof src !== 'string' || !/^data:image\/(webp|png|jpeg);base64,/.test(src)) return null;
+  const count = Number.isInteger(frames) && frames > 0 ? frames : 1, across = Number.isInteger(columns) && columns > 0 ? Math.min(columns, count) : 1;
+  return { src, id: ++pictureCount, bitmap: null, grey: null, asked: false, frames: count, columns: across };
 }
 
 async function decodePicture(picture) {
   picture.asked = true;
   try {
+    // The decoded element itself is drawn: an ImageBitmap would copy its pixels once more, on this thread.
     const image = new Image();
     image.src = picture.src;
     await image.decode();
-    picture.bitmap = await createImageBitmap(image);
+    picture.bitmap = image;
   } catch { return; }
-  keptPixels += picture.bitmap.width * picture.bitmap.height;
+  keptPixels += picture.bitmap.naturalWidth * picture.bitmap.naturalHeight;
   kept.add(picture);
   for (const old of kept) {
     if (keptPixels <= PIXEL_BUDGET || old === picture) break;
-    keptPixels -= old.bitmap.width * old.bitmap.height;
-    old.bitmap.close(); old.bitmap = old.grey = null; old.asked = false; kept.delete(old);
+    keptPixels -= old.bitmap.naturalWidth * old.bitmap.naturalHeight;
+    old.bitmap = old.grey = null; old.asked = false; kept.delete(old);
   }
   redrawPictures();
 }
@@ -232,12 +266,20 @@ function bitmapOf(picture) {
 function greyOf(picture) {
   const bitmap = bitmapOf(picture);
   if (!picture.grey) {
-    picture.grey = new OffscreenCanvas(bitmap.width, bitmap.height);
+    picture.grey = new OffscreenCanvas(bitmap.naturalWidth, bitmap.naturalHeight);
     const pen = picture.grey.getContext('2d');
-    pen.filter = 'grayscale(1)';
     pen.drawImage(bitmap, 0, 0);
+    pen.globalCompositeOperation = 'saturation'; pen.fillStyle = '#808080';  // any grey: only its missing saturation is taken
+    pen.fillRect(0, 0, picture.grey.width, picture.grey.height);
   }
   return picture.grey;
+}
+
+/** Where frame k lies on a picture's sheet: [x, y, width, height]. A picture of one frame stands for all. */
+function sheetRect(picture, k) {
+  const { frames, columns, bitmap } = picture, rows = Math.ceil(frames / columns);
+  const width = bitmap.naturalWidth / columns, height = bitmap.naturalHeight / rows, at = Math.min(frames - 1, k);
+  return [(at % columns) * width, Math.floor(at / columns) * height, width, height];
 }
 
 /** The picture of a step, or of the nearest step before it whose picture is there (previews may be skipped). */
@@ -251,32 +293,53 @@ function pictureAt(frames, at, ready) {
 
 // --------------------------------------------------------------------------------------------------------------- store
 
+// A page may have made the viewer already, to show it before the page's own scripts had arrived (early.js): that one moves in.
+const early = element.id !== 'fresco-early' && document.querySelector('#fresco-early .fv-root');
+if (early) { early.frescoViewer.adopt(element, { trigger, props, server, watch }); return; }
+
 const root = element.querySelector('.fv-root');
-const $ = (name) => root.querySelector(`.fv-${name}`);
+const nodes = new Map();
+/** The one element with a class, looked up once. */
+function $(name) {
+  if (!nodes.has(name)) nodes.set(name, root.querySelector(`.fv-${name}`));
+  return nodes.get(name);
+}
 const $$ = (name) => [...root.querySelectorAll(`.fv-${name}`)];
 const calm = matchMedia('(prefers-reduced-motion: reduce)');
 const LUT = viridisTable();
 const uid = `fv${Math.random().toString(36).slice(2, 8)}`;
 
-const store = { run: '', past: new Set(), tracks: new Map(), range: null, stopped: false, bundle: null, base: [], recorded: null, wish: null, done: false };
+const store = { run: '', past: new Set(), tracks: new Map(), range: null, stopped: false, bundle: null, base: [], url: '', linked: true, pending: null, recorded: null, wish: null, done: false };
 const view = { mode: 'live', pos: 0, follow: true, playing: false, layer: 2, opacity: 0.7, align: 'cost', token: null, cursor: null, hover: null,
-  tau: null, dragging: false, ref: null, slice: 0, speed: 1, toldAt: 0 };
-let stops = [], waiting = null, loading = 0, timer = 0, drawn = 0, tellTimer = 0, commitTimer = 0, wordsToo = true;
+  tau: null, dragging: false, shown: [], count: 2, chosen: false, against: '', slice: 0, looping: false, speed: 1, toldAt: 0 };
+let cause = 'data', told = null, causes = new Set();
+let stops = [], waiting = null, loading = 0, timer = 0, looper = 0, drawn = 0, tellTimer = 0, commitTimer = 0, wordsToo = true;
+
+const MOST = 4;                                                           // panes side by side
+const FIRST_RECORDED = 1000;                                              // ids of a bundle's other runs: 1000 + index
 
 function newTrack(id, label, of, meta) { return { id, label, of, meta: meta ?? null, frames: [], asked: new Set() }; }
 function track(id) { return store.tracks.get(id); }
 function fresco() { return track(0)?.frames ?? []; }
-function reference() { return track(view.ref)?.frames ?? []; }
-function meta() { return track(0)?.meta ?? track(view.ref)?.meta ?? {}; }
-function stop() { return stops[view.pos] ?? { a: -1, b: -1, cost: 0, tail: false }; }
+/** The tracks of the panes, the first run before all others. */
+function shown() { return [0, ...view.shown].map(track); }
+function lists() { return shown().map((t) => t?.frames ?? []); }
+function reference() { return track(view.shown[0])?.frames ?? []; }
+function anyFrame() { return current() ?? lists().find((list) => list.length)?.[0] ?? null; }
+function meta() { return track(0)?.meta ?? track(view.shown[0])?.meta ?? {}; }
+/** Whether a track is a run of its own, and not a full-resolution reference. */
+function isRun(t) { const split = t?.meta?.stages; return t?.id === 0 || (Array.isArray(split) && split[0] + split[1] > 0); }
+/** Whether more is compared than one run and one reference. */
+function comparing() { return view.shown.length > 1 || view.shown.some((id) => isRun(track(id))); }
+function stop() { return stops[view.pos] ?? { at: [], a: -1, b: -1, cost: 0, tail: false }; }
 function current() { return fresco()[stop().a] ?? null; }
 function recorded() { return view.mode === 'recorded'; }
 function complete(t) { return Boolean(t) && t.frames.length === t.of; }
 
 function reset() {
   store.tracks = new Map(); store.range = null; store.stopped = store.done = false;
-  Object.assign(view, { pos: 0, follow: true, tau: null, dragging: false, hover: null, slice: 0 });
-  view.ref = null; stops = [];
+  Object.assign(view, { pos: 0, follow: true, tau: null, dragging: false, hover: null, slice: 0, shown: [], count: 2, chosen: false, against: '' });
+  stops = [];
 }
 
 function receive(text, linked) {
@@ -295,6 +358,7 @@ function onFrame(raw) {
   if (typeof raw.run !== 'string' || store.past.has(raw.run)) return;      // a late step of a run that was replaced
   const first = raw.run !== store.run || recorded(), known = !first && store.tracks.has(raw.track);
   const frame = keep(raw, first);
+  expect(raw);
   if (!known) say(`Live run: ${frame.label ?? 'Fresco'} is running.`, 'info');
   askForHoles(track(frame.track), frame.i);
   afterData();
@@ -307,6 +371,7 @@ function keep(raw, startRun) {
   if (startRun) startLive(raw.run);
   if (!track(frame.track)) store.tracks.set(frame.track, newTrack(frame.track, String(frame.label ?? (frame.track ? 'Reference' : 'Fresco')), frame.of));
   const t = track(frame.track);
+  if (!t.frames.length) Object.assign(t, { label: String(frame.label ?? t.label), of: frame.of });
   if (frame.meta) t.meta = frame.meta;
   const at = t.frames.findIndex((f) => f.i >= frame.i);
   if (at < 0) t.frames.push(frame); else t.frames.splice(at, t.frames[at].i === frame.i ? 1 : 0, frame);
@@ -320,6 +385,12 @@ function startLive(run) {
   reset();
   loading++;                                                              // a bundle still on its way is no longer wanted
   store.run = run; store.recorded = null; view.mode = 'live'; view.token = view.cursor = null;
+}
+
+/** Panes for runs that are still to come, so that the page does not jump when they do. */
+function expect(raw) {
+  if (!Number.isInteger(raw.tracks)) return;
+  for (let id = 0; id < Math.min(MOST, raw.tracks); id++) if (!track(id)) store.tracks.set(id, newTrack(id, id ? `Run ${id + 1}` : 'Fresco', raw.of));
 }
 
 async function askForHoles(t, upTo) {
@@ -349,46 +420,108 @@ function onDone(message) {
   redraw();
 }
 
+/** A file's frames stand one a line after all else (viz/bundle.py), so the first run plays while the others are on their way. */
 async function onBundleUrl(message) {
-  const url = new URL(String(message.url), document.baseURI);
+  const url = new URL(String(message.url), document.baseURI), linked = message.linked !== false;
   if (url.origin !== location.origin) { say('That recorded run is on another server, so it was not loaded.', 'warn'); return; }
+  if (recorded() && store.url === url.href && store.linked === linked) return;        // it plays already: the page asked before the server did
   const turn = ++loading;
   say('Loading the recorded run…', 'info');
   try {
     const answer = await fetch(url);
-    if (!answer.ok) throw new Error(String(answer.status));
-    const bundle = await answer.json();
-    if (turn === loading) receive(bundle, message.linked !== false);
-  } catch { if (turn === loading) say('The recorded run could not be loaded.', 'warn'); }
+    if (!answer.ok || !answer.body) throw new Error(String(answer.status));
+    await readLines(answer.body.getReader(), () => turn === loading, linked, url.href);
+  } catch (error) {
+    if (turn === loading) say(error instanceof Damaged ? `That recorded run is damaged: ${error.message}.` : 'The recorded run could not be loaded.', 'warn');
+  }
+}
+
+class Damaged extends Error {}
+
+async function readLines(reader, wanted, linked, url) {
+  const decoder = new TextDecoder();
+  let rest = '', bundle = null;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (!wanted()) { reader.cancel(); return; }
+    const lines = (rest + decoder.decode(value, { stream: !done })).split('\n');
+    rest = done ? '' : lines.pop();
+    for (const line of lines) {
+      if (!bundle && line.endsWith('"frames":[')) bundle = { ...JSON.parse(`${line}]}`), frames: [] };
+      else if (!bundle) { rest = lines.join('\n') + rest; break; }                     // not laid out in lines: read whole, below
+      else if (line.startsWith('{')) bundle.frames.push(JSON.parse(line.replace(/,$/, '')));
+    }
+    if (bundle) takeBundle(bundle, linked, url, done);
+    else if (done) takeBundle(JSON.parse(rest), linked, url, true);
+    if (done) return;
+  }
 }
 
 /** `linked` is false where the address asks for another, live run: its step and token wait for that one. */
-function onBundle(bundle, linked = true) {
-  if (![bundle.frames, bundle.runs, bundle.nfes].every((list) => Array.isArray(list) && list.length) || !Array.isArray(bundle.taus)) throw new Error('it holds no recorded runs');
-  const base = bundle.frames.map(decodeFrame);
-  if ([...bundle.runs, ...(bundle.references ?? [])].some((r) => !r.frames?.length || r.frames.some((k) => !base[k]))) throw new Error('it names steps it does not hold');
-  loading++;
-  if (store.run) store.past.add(store.run);
-  store.bundle = bundle; store.base = base; store.run = `recorded:${bundle.slug}`;
-  view.mode = 'recorded'; view.token = view.cursor = null;
-  readWish();
-  const wish = (linked && waiting) || {};
-  const tau = nearestLog(bundle.taus, wish.tau > 0 ? wish.tau : bundle.taus[bundle.taus.length >> 1]);
-  const nfe = bundle.nfes.includes(wish.nfe) ? wish.nfe : bundle.nfes[bundle.nfes.length >> 1];
-  reset();
-  store.range = steadyRange(base, bundle.taus, 1.5, 1.5);
-  buildNfes();
-  openRun(tau, nfe, 0, linked);
-  const backend = typeof server?.backfill === 'function';
-  say(`Recorded run${bundle.taus.length > 1 ? ' – drag tau' : ''}.${backend ? ' Type a prompt and press Run for a live one.' : ''}`, 'info');
-  if (wish.step === undefined && !calm.matches) setPlaying(true);
+function onBundle(bundle, linked = true) { loading++; takeBundle(bundle, linked, '', true); }
+
+/** A recorded prompt, of which more and more frames are there; it opens as soon as its first run is, `done` when nothing follows. */
+function takeBundle(bundle, linked, url, done) {
+  if (![bundle.frames, bundle.runs, bundle.nfes].every(Array.isArray) || !bundle.runs.length || !bundle.nfes.length || !Array.isArray(bundle.taus)) throw new Damaged('it holds no recorded runs');
+  const all = [...bundle.runs, ...(bundle.references ?? [])], there = bundle.frames.length;
+  if (all.some((r) => !r.frames?.length) || (done && all.some((r) => r.frames.some((k) => !bundle.frames[k])))) throw new Damaged('it names steps it does not hold');
+  const first = store.bundle !== bundle, base = first ? [] : store.base;
+  if (first) {
+    readWish();
+    const wish = (linked && waiting) || {};
+    const tau = nearestLog(bundle.taus, wish.tau > 0 ? wish.tau : bundle.taus[bundle.taus.length >> 1]);
+    const nfe = bundle.nfes.includes(wish.nfe) ? wish.nfe : bundle.nfes[bundle.nfes.length >> 1];
+    const run = runOf(bundle, tau, nfe);
+    if (run.frames.some((k) => k >= there)) return;
+    for (let k = 0; k < there; k++) base.push(decode(bundle.frames[k]));
+    if (store.run) store.past.add(store.run);
+    setLooping(false);
+    reset();
+    Object.assign(store, { bundle, base, run: `recorded:${bundle.slug}`, url, linked, pending: null });
+    view.mode = 'recorded'; view.token = view.cursor = null;
+    // From the opening run alone, so that its colours are the same however much of the file is there.
+    store.range = steadyRange(run.frames.map((k) => base[k]), bundle.taus, 1.5, 1.5);
+    buildNfes();
+    openRun(tau, nfe, 0, linked);
+    sayRecorded();
+    if (wish.step === undefined && !calm.matches) setPlaying(true);
+    return;
+  }
+  if (!recorded()) return;
+  const before = base.length;
+  for (let k = before; k < there; k++) base.push(decode(bundle.frames[k]));
+  if (base.length === before) return;
+  let grown = false;
+  for (const t of store.tracks.values()) {
+    if (complete(t)) continue;
+    const more = unroll(t.source, t.id, t.label, t.meta);
+    grown ||= more.frames.length > t.frames.length;
+    t.frames = more.frames;
+    if (t.run && complete(t)) likeness(t);
+  }
+  if (grown) again();
+  const next = store.pending;
+  if (next && ready(runOf(bundle, ...next))) { store.pending = null; switchRun(...next); }
 }
+
+function sayRecorded() {
+  const backend = typeof server?.backfill === 'function';
+  say(`Recorded run${store.bundle.taus.length > 1 ? ' – drag tau' : ''}.${backend ? ' Type a prompt and press Run for a live one.' : ''}`, 'info');
+}
+
+function decode(raw) { try { return decodeFrame(raw); } catch (error) { throw new Damaged(error.message); } }
+
+function runOf(bundle, tau, nfe) { return bundle.runs.find((r) => r.tau === tau && r.nfe === nfe) ?? bundle.runs[0]; }
+
+/** Whether all steps of a recorded run have arrived. */
+function ready(run) { return run.frames.every((k) => store.base[k]); }
 
 /** Gives the recorded, shared steps what they lack: index, label and running totals. */
 function unroll(list, id, label, head) {
-  const t = newTrack(id, label, list.length, head);
+  const t = newTrack(id, label, list.length, head), missing = list.findIndex((k) => !store.base[k]);
   let flops = 0, ms = 0;
-  t.frames = list.map((k, i) => {
+  t.source = list;
+  t.frames = (missing < 0 ? list : list.slice(0, missing)).map((k, i) => {
     const f = store.base[k];
     flops += f.flops; ms += f.ms ?? 0;
     return { ...f, run: store.run, track: id, label, i, of: list.length, flops_total: flops, ms_total: ms };
@@ -396,13 +529,20 @@ function unroll(list, id, label, head) {
   return t;
 }
 
+function unrollRun(run, id, label) {
+  const t = unroll(run.frames, id, label, run.meta);
+  t.run = run;
+  if (complete(t)) likeness(t);
+  return t;
+}
+
+function likeness(t) { Object.assign(t.frames.at(-1), { psnr: t.run.psnr, ssim: t.run.ssim }); }     // of the finished picture
+
 function openRun(tau, nfe, progress, linked) {
-  const run = store.bundle.runs.find((r) => r.tau === tau && r.nfe === nfe) ?? store.bundle.runs[0];
+  const run = runOf(store.bundle, tau, nfe);
   store.recorded = run;
-  store.tracks = new Map([[0, unroll(run.frames, 0, 'Fresco', run.meta)]]);
-  Object.assign(fresco().at(-1), { psnr: run.psnr, ssim: run.ssim });                 // of the finished picture
-  (store.bundle.references ?? []).forEach((r, k) => store.tracks.set(k + 1, unroll(r.frames, k + 1, r.label, r.meta)));
-  for (const t of store.tracks.values()) t.frames.forEach((f) => bitmapOf(f.picture));
+  store.tracks.set(0, unrollRun(run, 0, 'Fresco'));
+  (store.bundle.references ?? []).forEach((r, k) => { if (!track(k + 1)) store.tracks.set(k + 1, unroll(r.frames, k + 1, r.label, r.meta)); });
   view.tau = run.tau; view.follow = false;
   replan();
   view.pos = progress === null ? Math.min(view.pos, stops.length - 1) : Math.round(progress * (fresco().length - 1));
@@ -412,15 +552,65 @@ function openRun(tau, nfe, progress, linked) {
 /** Another recorded run at the same relative point: of Fresco's steps, or of the whole timeline once Fresco is done. */
 function switchRun(tau, nfe) {
   if (tau === store.recorded?.tau && nfe === store.recorded?.nfe) { view.tau = tau; redraw(); return; }
+  if (!ready(runOf(store.bundle, tau, nfe))) { store.pending = [tau, nfe]; say('That run is still on its way; it opens as soon as it is here.', 'info'); return; }
   const s = stop(), total = Math.max(1, stops.length - 1), share = view.pos / total;
   openRun(tau, nfe, s.tail ? 1 : s.a / Math.max(1, fresco().length - 1));
   if (s.tail) { view.pos = Math.round(share * (stops.length - 1)); redraw(); }
 }
 
+/** What may stand beside the first run, as {id, label, run}: the live tracks, or all that a recorded prompt holds. */
+function candidates() {
+  const others = [...store.tracks.values()].filter((t) => t.id > 0 && t.id < FIRST_RECORDED).sort((a, b) => a.id - b.id)
+    .map((t) => ({ id: t.id, label: t.label, run: isRun(t) }));
+  if (!recorded()) return others;
+  const runs = store.bundle.runs.map((r, k) => ({ id: FIRST_RECORDED + k, label: runLabel(r.meta ?? r, store.bundle.nfes.length > 1), run: true }));
+  return store.bundle.runs.length > 1 ? [...others, ...runs] : others;
+}
+
+function runLabel(m, withNfe) {
+  const drive = m.tau ? `tau ${scientific(m.tau)}` : Number.isFinite(m.ratio) ? `ratio ${m.ratio}` : '';
+  return ['Fresco', drive, withNfe && `NFE ${m.nfe}`].filter(Boolean).join(', ');
+}
+
+/** Makes the track of a bundle's other run, when it is first shown. */
+function ensureTrack(id) {
+  const run = id >= FIRST_RECORDED ? store.bundle?.runs[id - FIRST_RECORDED] : null;
+  if (run && !track(id)) store.tracks.set(id, unrollRun(run, id, runLabel(run.meta ?? run, store.bundle.nfes.length > 1)));
+}
+
+/** Which tracks the panes show: what the visitor chose; else every run of a comparison, or the first reference. */
 function replan() {
-  const ids = [...store.tracks.keys()].filter((id) => id > 0).sort((a, b) => a - b);
-  if (!ids.includes(view.ref)) view.ref = ids[0] ?? null;
-  stops = planStops(fresco(), reference(), view.align);
+  const known = candidates(), ids = known.map((c) => c.id);
+  if (!view.chosen) view.count = Math.min(MOST, known.some((c) => c.run && c.id < FIRST_RECORDED) ? ids.length + 1 : 2);
+  const wanted = Math.min(view.count, ids.length + 1) - 1, kept = view.chosen ? view.shown.filter((id) => ids.includes(id)) : [];
+  for (const id of ids) if (kept.length < wanted && !kept.includes(id)) kept.push(id);
+  view.shown = kept.slice(0, Math.max(0, wanted));
+  view.shown.forEach(ensureTrack);
+  stops = planStops(lists(), view.align);
+}
+
+function setPanes(count) {
+  view.chosen = true;
+  view.count = Math.min(MOST, Math.max(2, Math.round(Number(count)) || 2));
+  again();
+}
+
+function setPane(k, id) {
+  if (!(k >= 1 && k <= view.shown.length) || !candidates().some((c) => c.id === id)) return;
+  const other = view.shown.indexOf(id);
+  if (other >= 0) view.shown[other] = view.shown[k - 1];                    // the two change places
+  view.shown[k - 1] = id;
+  view.chosen = true;
+  again();
+}
+
+/** Plans the stops again and stays where it was: at the first run's step, or at the end of the tail. */
+function again() {
+  const step = current()?.i, tail = stop().tail;
+  replan();
+  if (tail) view.pos = stops.length - 1; else if (step !== undefined) gotoStep(step);
+  view.pos = Math.max(0, Math.min(view.pos, stops.length - 1));
+  redraw();
 }
 
 function afterData(linked = !recorded()) {
@@ -474,6 +664,11 @@ function goto(pos) {
   redraw();
 }
 
+/** Decodes the pictures of the stops to come, so that playing and stepping do not wait for one. */
+function lookAhead() {
+  for (let k = view.pos; k < Math.min(stops.length, view.pos + 5); k++) shown().forEach((t, j) => bitmapOf(t?.frames[stops[k].at[j]]?.picture));
+}
+
 function userGoto(pos) { setPlaying(false); goto(pos); }
 
 function setPlaying(on) {
@@ -482,7 +677,7 @@ function setPlaying(on) {
   if (view.playing) {
     if (view.pos >= stops.length - 1) view.pos = 0;
     view.follow = false;
-    timer = setTimeout(tick, 500 / view.speed);
+    timer = setTimeout(() => onBehalf('play', tick), 500 / view.speed);
   }
   redraw();
 }
@@ -494,12 +689,45 @@ function tick() {
   goto(atEnd ? 0 : view.pos + 1);
   const last = view.pos >= stops.length - 1;
   // The reference's extra steps pass quickly: nothing new happens in Fresco's pane while it waits.
-  timer = setTimeout(tick, last ? 2600 : (stop().tail ? 110 : 480) / view.speed);
+  timer = setTimeout(() => onBehalf('play', tick), last ? 2600 : (stop().tail ? 110 : 480) / view.speed);
 }
 
 function setLayer(n) {
   view.layer = Math.min(5, Math.max(1, Number(n) || 1));
   for (const input of $$('layer')) input.checked = Number(input.value) === view.layer;
+  redraw();
+}
+
+function setOpacity(x) {
+  if (!Number.isFinite(x)) return;
+  view.opacity = Math.min(1, Math.max(0, x));
+  $('opacity').value = Math.round(100 * view.opacity);
+  redraw();
+}
+
+/** Frames of the video: of the pictures, or of the token grid where there are more of those (a model may pack four pictures in one). */
+function pictureFrames() {
+  const f = anyFrame();
+  return f ? Math.max(f.shape[0], ...lists().map((list, k) => list[Math.max(0, stop().at[k] ?? 0)]?.picture?.frames ?? 1)) : 1;
+}
+
+/** The frame of the token grid under the shown picture. The first stands alone: of 4(n - 1) + 1 pictures each further four share one. */
+function gridFrame(shape) { const n = pictureFrames(); return n > 1 ? Math.ceil(view.slice * (shape[0] - 1) / (n - 1) - 1e-9) : 0; }
+
+function setSlice(k) {
+  view.slice = Math.min(pictureFrames() - 1, Math.max(0, Math.round(Number(k)) || 0));
+  view.hover = null;
+  redraw();
+}
+
+/** Plays the frames of the shown step over and over, twelve a second. */
+function setLooping(on) {
+  clearInterval(looper);
+  view.looping = Boolean(on) && pictureFrames() > 1;
+  if (view.looping) looper = setInterval(() => {
+    if (!root.isConnected || pictureFrames() < 2) { setLooping(false); return; }
+    onBehalf('play', () => setSlice((view.slice + 1) % pictureFrames()));
+  }, 1000 / 12);
   redraw();
 }
 
@@ -518,7 +746,7 @@ function setNfe(nfe) { if (recorded()) switchRun(store.recorded.tau, nfe); }
 function tauNow() { return view.tau ?? current()?.tau ?? meta().tau ?? null; }
 
 function cellOf(token) {
-  const shape = (fresco()[0] ?? reference()[0])?.shape;
+  const shape = anyFrame()?.shape;
   if (!shape || !token || token.length !== 3 || !token.every((n, k) => Number.isInteger(n) && n >= 0 && n < shape[k])) return -1;
   return (token[0] * shape[1] + token[1]) * shape[2] + token[2];
 }
@@ -526,6 +754,10 @@ function cellOf(token) {
 function selectToken(token) {
   view.token = cellOf(token) >= 0 ? token : null;
   view.cursor = view.token;
+  const shape = anyFrame()?.shape;
+  if (view.token && gridFrame(shape) !== token[0]) {                        // show the frame it lies in
+    for (view.slice = 0; gridFrame(shape) < token[0] && view.slice < pictureFrames() - 1;) view.slice++;
+  }
   redraw();
 }
 
@@ -556,19 +788,47 @@ function redrawPictures() { if (!drawn) drawn = requestAnimationFrame(() => { dr
 
 function publish() {
   const f = current();
-  const state = { mode: view.mode, frames: fresco().length, 'frames-ref': reference().length, run: store.run, step: f ? f.i : '', layer: view.layer,
+  const state = { mode: view.mode, frames: fresco().length, 'frames-ref': reference().length, panes: view.shown.length + 1, align: view.align, frame: view.slice, run: store.run, step: f ? f.i : '', layer: view.layer,
     token: view.token ? view.token.join(',') : '', playing: view.playing, tau: tauNow() ?? '', nfe: track(0)?.of ?? '' };
   for (const [name, value] of Object.entries(state)) if (root.getAttribute(`data-${name}`) !== String(value)) root.setAttribute(`data-${name}`, value);
+  if (!causes.size) queueMicrotask(announce);
+  causes.add(cause);
+}
+
+/** Runs an action on somebody's behalf, so that a change can say who made it. */
+function onBehalf(who, act) {
+  const before = cause;
+  cause = who;
+  try { return act(); } finally { cause = before; }
+}
+
+/** What other scripts may know. See the top of this file. */
+function state() {
+  const f = current();
+  return { run: store.run, mode: view.mode, step: f ? f.i : null, steps: track(0)?.of ?? null, stage: f?.stage ?? null, sigma: f?.sigma ?? null,
+    stop: stops.length ? view.pos : null, stops: stops.length, layer: view.layer, token: view.token, tau: tauNow(), nfe: track(0)?.of ?? null,
+    align: view.align, frame: view.slice, frames: pictureFrames(), opacity: view.opacity, playing: view.playing, finished: complete(track(0)), panes: shown().map((t, k) => t && { id: t.id, label: title(t), step: t.frames[stop().at[k]]?.i ?? null, steps: t.of }).filter(Boolean) };
+}
+
+/** Says what changed since the last time: several changes of one task are one event. */
+function announce() {
+  const by = ['user', 'api', 'play', 'data'].find((who) => causes.has(who));
+  causes.clear();
+  const now = state(), before = told ?? {};
+  told = now;
+  const changed = Object.keys(now).filter((name) => JSON.stringify(now[name]) !== JSON.stringify(before[name]));
+  if (changed.length) root.dispatchEvent(new CustomEvent('fresco:change', { bubbles: true, detail: { ...now, changed, by } }));
 }
 
 function draw() {
+  lookAhead();
   const some = stops.length > 0;
   $('empty').hidden = some; $('body').hidden = !some;
   if (!some) return;
   if (!ink.accent) readInk();
   if (!wordsToo) { drawPanes(); drawToken(); return; }
   wordsToo = false;
-  drawHead(); drawPanes(); drawKey(); drawTimeline(); drawTau(); drawNumbers(); drawToken(); tell();
+  drawHead(); drawPanes(); drawKey(); drawDifferences(); drawTimeline(); drawTau(); drawNumbers(); drawToken(); tell();
 }
 
 function drawHead() {
@@ -586,21 +846,54 @@ function drawHead() {
   $('nfes').hidden = !recorded() || store.bundle.nfes.length < 2;
   for (const input of $$('nfe')) input.checked = Number(input.value) === store.recorded?.nfe;
   $('opacity').disabled = view.layer === 1;
-  const frames = (current() ?? reference()[0]).shape[0];
-  $('slice-group').hidden = frames < 2; $('slice').max = frames - 1;
-  drawRefs();
+  const frames = pictureFrames(), slice = $('slice');
+  $('slice-group').hidden = $('loop').hidden = $('frame-keys').hidden = frames < 2;
+  if (frames > 1) {
+    if (view.slice >= frames) view.slice = frames - 1;
+    slice.max = frames - 1; slice.value = view.slice;
+    slice.setAttribute('aria-valuetext', `frame ${view.slice + 1} of ${frames}`);
+    write($('slice-now'), `${view.slice + 1} of ${frames}`);
+    $('loop').setAttribute('aria-pressed', String(view.looping));
+    write($('loop'), view.looping ? 'Hold' : 'Loop');
+  }
+  $('opacity').setAttribute('aria-valuetext', percent(view.opacity));
+  drawChoices();
 }
 
-function drawRefs() {
-  const others = [...store.tracks.values()].filter((t) => t.id > 0);
-  const select = $('ref');
-  select.hidden = others.length < 2;
-  const names = others.map((t) => `${t.id} ${t.label}`).join('|');
-  if (select.dataset.names !== names) {
-    select.dataset.names = names;
-    select.replaceChildren(...others.map((t) => new Option(t.label, t.id)));
+/** The choosers: how many panes, what each shows beside the first, and what differences are taken to. */
+function drawChoices() {
+  const known = candidates(), most = Math.min(MOST, known.length + 1);
+  $('count-group').hidden = known.length < 2;
+  for (const input of $$('count')) { input.checked = Number(input.value) === view.shown.length + 1; input.parentNode.hidden = Number(input.value) > most; }
+  const groups = [['Full resolution', known.filter((c) => !c.run)], [store.bundle && recorded() ? 'Other runs of this prompt' : 'Runs', known.filter((c) => c.run)]].filter(([, list]) => list.length);
+  figures().forEach((figure, k) => {
+    const select = figure.querySelector('.fv-ref');
+    if (!select) return;
+    select.hidden = known.length < 2;
+    fillSelect(select, groups, view.shown[k - 1]);
+  });
+  const against = $('against'), tracks = shown().filter(Boolean);
+  $('against-group').hidden = view.layer !== 5 || tracks.length < 2;
+  if ($('against-group').hidden) return;
+  const best = yardstick();
+  fillSelect(against, [['', [{ id: '', label: best ? `the finished ${title(best)}` : 'the other pane, now' }]],
+    ['As they are at this point', tracks.map((t) => ({ id: `${t.id} now`, label: title(t) }))],
+    ['Finished', tracks.filter(complete).map((t) => ({ id: `${t.id} end`, label: title(t) }))]], view.against);
+}
+
+function fillSelect(select, groups, value) {
+  const name = JSON.stringify(groups);
+  if (select.dataset.name !== name) {
+    select.dataset.name = name;
+    select.replaceChildren(...groups.filter(([, list]) => list.length).flatMap(([title, list]) => {
+      const options = list.map((c) => new Option(c.label, c.id));
+      if (!title || groups.length < 2) return options;
+      const group = document.createElement('optgroup');
+      group.label = title; group.append(...options);
+      return [group];
+    }));
   }
-  if (view.ref) select.value = view.ref;
+  if (value !== undefined && select.value !== String(value)) select.value = value;
 }
 
 // -- panes
@@ -620,49 +913,93 @@ function hatch(ctx, colour, gap) {
   return ctx.createPattern(hatches.get(name), 'repeat');
 }
 
+function figures() { return $('panes').querySelectorAll('.fv-pane'); }
+
 function drawPanes() {
-  const s = stop(), figures = $$('pane');
-  drawPane(figures[0], fresco(), s.a, track(0));
-  drawPane(figures[1], reference(), s.b, track(view.ref));
+  const list = figures(), wanted = Math.max(2, view.shown.length + 1);
+  for (let k = list.length; k < wanted; k++) $('panes').insertBefore(newPane(list[1], k), $('tip'));
+  for (let k = list.length; k > wanted; k--) { watcher.unobserve(list[k - 1].querySelector('canvas')); list[k - 1].remove(); }
+  $('panes').dataset.count = wanted;
+  const s = stop();
+  figures().forEach((figure, k) => { const t = k ? track(view.shown[k - 1]) : track(0); drawPane(figure, t?.frames ?? [], s.at[k] ?? -1, t, k); });
+}
+
+/** A further pane, made like the second one. */
+function newPane(second, k) {
+  const figure = second.cloneNode(true);
+  const select = figure.querySelector('.fv-ref');
+  delete select.dataset.name; select.replaceChildren();
+  listenPane(figure, k);
+  return figure;
+}
+
+/** A track's name in words: with its tau where several runs are compared, or all would be called Fresco. */
+function title(t) {
+  if (t.id === 0 && recorded() && view.shown.some((id) => id >= FIRST_RECORDED)) return runLabel(store.recorded.meta ?? store.recorded, store.bundle.nfes.length > 1);
+  return t.label;
 }
 
 function paneWords(t, frames, at) {
   if (!t) return ['Reference', '', 'No reference was run with the same seed, so there is nothing beside it to compare.'];
-  if (at < 0) return [t.label, '', frames.length || !t.id ? 'At this cost it is still inside its first step: nothing to show yet.' : 'Waiting for its first step…'];
+  if (at < 0) return [title(t), '', frames.length || !t.id ? 'At this cost it is still inside its first step: nothing to show yet.' : 'Waiting for its first step…'];
   const f = frames[at];
   const quality = Number.isFinite(f.psnr) ? ` · ${f.psnr.toFixed(1)} dB` : '';
-  return [t.label, `step ${f.i + 1} of ${f.of}${at === f.of - 1 ? ', finished' : ''}${quality}`, ''];
+  return [title(t), `step ${f.i + 1} of ${f.of}${at === f.of - 1 ? ', finished' : ''}${quality}`, ''];
 }
 
-function drawPane(figure, frames, at, t) {
-  const [name, sub, veil] = paneWords(t, frames, at);
-  const chooser = figure.querySelector('.fv-ref');
-  write(figure.querySelector('.fv-name'), chooser && !chooser.hidden ? '' : name);
-  write(figure.querySelector('.fv-sub'), sub);
-  const cover = figure.querySelector('.fv-veil');
-  cover.hidden = !veil; write(cover, veil);
-  const canvas = figure.querySelector('canvas'), ctx = canvas.getContext('2d');
-  const shape = (frames[0] ?? fresco()[0] ?? reference()[0]).shape;
-  figure.querySelector('.fv-frame').style.setProperty('--fv-aspect', `${shape[2]} / ${shape[1]}`);
+function drawPane(figure, frames, at, t, which) {
+  const [name, sub, veil] = paneWords(t, frames, at), parts = partsOf(figure), { canvas } = parts;
+  write(parts.name, parts.chooser && !parts.chooser.hidden ? '' : name);
+  write(parts.sub, sub);
+  if (parts.cover.hidden !== !veil) parts.cover.hidden = !veil;
+  write(parts.cover, veil);
+  const label = `${name}${sub ? `, ${sub}` : ''}: ${LAYERS[view.layer - 1]} layer. Shift and arrow keys move over the tokens, Enter selects one.`;
+  if (canvas.getAttribute('aria-label') !== label) canvas.setAttribute('aria-label', label);
+  if (parts.chooser) { const what = `Shown in pane ${which + 1}`; if (parts.chooser.getAttribute('aria-label') !== what) parts.chooser.setAttribute('aria-label', what); }
+  const shape = (frames[0] ?? anyFrame()).shape, aspect = `${shape[2]} / ${shape[1]}`;
+  if (parts.aspect !== aspect) { parts.aspect = aspect; parts.frame.style.setProperty('--fv-aspect', aspect); }
   const scale = Math.min(2, devicePixelRatio || 1);
   const box = sizes.get(canvas) ?? { width: 1, height: 1 };
   const width = Math.max(1, Math.round(box.width * scale)), height = Math.max(1, Math.round(box.height * scale));
+  const frame = veil ? null : frames[at], picture = frame && pictureAt(frames, at, true);
+  const target = view.layer === 5 && frame ? differenceTarget(t, which) : null;
+  // Most changes concern one pane: the others keep what they show.
+  const seen = [width, height, frame && frameId(frame), picture?.id, target?.picture?.id, target?.self, view.layer, view.opacity, view.dragging && view.tau, view.slice, pictureFrames(),
+    view.hover, view.cursor, view.token, store.range, ink.casing].join('|');
+  if (parts.seen === seen) return;
+  parts.seen = seen;
   if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
+  const ctx = parts.ctx;
   ctx.clearRect(0, 0, width, height);
   if (veil) return;
-  const frame = frames[at], place = placer(frame, width, height, scale);
-  const picture = pictureAt(frames, at, true);
+  const place = placer(frame, width, height, scale);
   // Under a colour scale the sketch is shown in grey, so that the colours mean the scale and nothing else.
-  const scaled = view.layer === 5 || (view.layer === 2 && frame.measured && store.range);
-  if (picture) drawPicture(ctx, scaled ? greyOf(picture) : bitmapOf(picture), frame, width, height);
-  const layers = [null, null, layerVariance, layerLevels, layerPromoted, layerDifference];
-  layers[view.layer]?.(ctx, frame, place, frames, at);
+  const scaled = (view.layer === 5 && !target?.self) || (view.layer === 2 && frame.measured && store.range);
+  if (picture) drawPicture(ctx, picture, scaled ? greyOf(picture) : bitmapOf(picture), width, height);
+  if (view.layer === 2) layerVariance(ctx, frame, place);
+  else if (view.layer === 3) layerLevels(ctx, frame, place);
+  else if (view.layer === 4) layerPromoted(ctx, frame, place);
+  else if (view.layer === 5 && picture && target?.picture && !target.self) layerDifference(ctx, place, picture, target.picture);
   drawHighlights(ctx, frame, place);
 }
 
+const paneParts = new WeakMap();
+/** What a pane is made of, looked up once. */
+function partsOf(figure) {
+  if (!paneParts.has(figure)) {
+    const canvas = figure.querySelector('canvas'), find = (name) => figure.querySelector(`.fv-${name}`);
+    paneParts.set(figure, { canvas, ctx: canvas.getContext('2d'), name: find('name'), sub: find('sub'), cover: find('veil'), chooser: find('ref'), frame: find('frame'), aspect: '', seen: '' });
+  }
+  return paneParts.get(figure);
+}
+
+const frameIds = new WeakMap();
+let frameCount = 0;
+function frameId(frame) { if (!frameIds.has(frame)) frameIds.set(frame, ++frameCount); return frameIds.get(frame); }
+
 /** Pixels of tokens of the shown video frame. */
 function placer(frame, width, height, scale) {
-  const [, rows, cols] = frame.shape, dx = width / cols, dy = height / rows, size = rows * cols, from = view.slice * size;
+  const [, rows, cols] = frame.shape, dx = width / cols, dy = height / rows, size = rows * cols, from = gridFrame(frame.shape) * size;
   const rect = (token) => { const t = tokenRect(frame, token); return [t.col * dx, t.row * dy, t.width * dx, t.height * dy]; };
   const shown = (token) => frame.home[token] >= from && frame.home[token] < from + size;
   const path = (mask) => {
@@ -673,14 +1010,10 @@ function placer(frame, width, height, scale) {
   return { rect, path, shown, from, size, width, height, scale };
 }
 
-/** A video's preview may be one picture or a strip of all frames: the aspect ratio tells. */
-function drawPicture(ctx, bitmap, frame, width, height) {
-  const [frames, rows, cols] = frame.shape, ratio = bitmap.height / bitmap.width * cols / rows;
+/** Draws the shown frame of a picture, in colour or in grey. `k` is another frame. */
+function drawPicture(ctx, picture, source, width, height, k = view.slice) {
   ctx.imageSmoothingEnabled = true; ctx.imageSmoothingQuality = 'high';
-  let x = 0, y = 0, w = bitmap.width, h = bitmap.height;
-  if (frames > 1 && Math.abs(ratio - frames) < 0.3) { h /= frames; y = view.slice * h; }
-  else if (frames > 1 && Math.abs(1 / ratio - frames) < 0.3) { w /= frames; x = view.slice * w; }
-  ctx.drawImage(bitmap, x, y, w, h, 0, 0, width, height);
+  ctx.drawImage(source, ...sheetRect(picture, k), 0, 0, width, height);
 }
 
 const cellCanvas = new OffscreenCanvas(1, 1);
@@ -756,45 +1089,51 @@ function yardstick() {
   return [...store.tracks.values()].filter((t) => t.id > 0 && complete(t)).reduce((best, t) => (best && best.of >= t.of ? best : t), null);
 }
 
-// The difference is taken to the reference's final picture; until that exists, between what the two panes show now.
-function differenceTarget(frames) {
-  const best = yardstick(), t = track(view.ref);
-  if (best) return pictureAt(best.frames, best.frames.length - 1, true);
-  const other = frames === t?.frames ? [fresco(), stop().a] : [reference(), stop().b];
-  return other[1] >= 0 ? pictureAt(other[0], other[1], true) : null;
+/**
+ * What a pane is compared with: the chosen track, now or at its end. Else the reference's final picture; until that exists, what the other
+ * pane (for the first: the next one) shows now. `self` where that is the very picture the pane shows.
+ */
+function differenceTarget(t, which) {
+  const [id, when] = view.against.split(' '), chosen = view.against ? track(Number(id)) : null, best = yardstick();
+  if (chosen) {
+    const place = shown().indexOf(chosen), at = when === 'end' ? chosen.frames.length - 1 : stop().at[place] ?? -1;
+    return { picture: at >= 0 ? pictureAt(chosen.frames, at, true) : null, self: when === 'now' && chosen === t };
+  }
+  if (best) return { picture: pictureAt(best.frames, best.frames.length - 1, true), self: false };
+  const other = which ? 0 : 1, frames = lists()[other] ?? [], at = stop().at[other] ?? -1;
+  return { picture: at >= 0 ? pictureAt(frames, at, true) : null, self: false };
 }
 
 const differences = new Map();
 const FULL_SCALE = 0.4;                                                   // mean channel difference drawn in the brightest colour
-function layerDifference(ctx, frame, place, frames, at) {
-  const mine = pictureAt(frames, at, true), other = differenceTarget(frames);
-  if (!mine || !other) return;
-  const name = `${mine.id} ${other.id}`;
+function layerDifference(ctx, place, mine, other) {
+  const name = `${mine.id} ${other.id} ${mine.frames > 1 ? view.slice : 0}`;
   if (!differences.has(name)) {
     if (differences.size > 80) differences.delete(differences.keys().next().value);
-    differences.set(name, difference(bitmapOf(mine), bitmapOf(other)));
+    differences.set(name, difference(mine, other, view.slice));
   }
   ctx.save(); ctx.globalAlpha = view.opacity; ctx.imageSmoothingEnabled = true;
-  drawPicture(ctx, differences.get(name), frame, place.width, place.height);
+  ctx.drawImage(differences.get(name), 0, 0, place.width, place.height);
   ctx.restore();
 }
 
-function difference(a, b) {
-  const shrink = Math.min(1, 256 / Math.max(a.width, b.width, a.height, b.height));
-  const width = Math.round(Math.max(a.width, b.width) * shrink), height = Math.round(Math.max(a.height, b.height) * shrink);
-  const [one, two] = [a, b].map((bitmap) => {
+function difference(a, b, k) {
+  const [one, two] = [a, b].map((picture) => sheetRect(picture, k));
+  const side = Math.max(one[2], two[2], one[3], two[3]), shrink = Math.min(1, 256 / side);
+  const width = Math.round(Math.max(one[2], two[2]) * shrink), height = Math.round(Math.max(one[3], two[3]) * shrink);
+  const [mine, other] = [[a, one], [b, two]].map(([picture, from]) => {
     const pen = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
-    pen.drawImage(bitmap, 0, 0, width, height);
+    pen.drawImage(bitmapOf(picture), ...from, 0, 0, width, height);
     return { pen, image: pen.getImageData(0, 0, width, height) };
   });
-  const p = one.image.data, q = two.image.data;
+  const p = mine.image.data, q = other.image.data;
   for (let k = 0; k < p.length; k += 4) {
     const d = (Math.abs(p[k] - q[k]) + Math.abs(p[k + 1] - q[k + 1]) + Math.abs(p[k + 2] - q[k + 2])) / 765;
     const s = 3 * Math.min(255, Math.round(255 * d / FULL_SCALE));
     p[k] = LUT[s]; p[k + 1] = LUT[s + 1]; p[k + 2] = LUT[s + 2]; p[k + 3] = 255;
   }
-  one.pen.putImageData(one.image, 0, 0);
-  return one.pen.canvas;
+  mine.pen.putImageData(mine.image, 0, 0);
+  return mine.pen.canvas;
 }
 
 function drawHighlights(ctx, frame, place) {
@@ -871,9 +1210,7 @@ function layerSentence() {
       low: 'Each tinted square is one coarse token, standing for a block of fine cells. All of them are coarse now.',
       mixed: 'Tinted squares are still coarse; small squares have been promoted. Watch in which order regions split.',
       full: 'Only fine cells are left: from here on each step costs as much as in the full-resolution run.' },
-    5: yardstick() ? `Compared with the final picture of the ${yardstick().of}-step reference: bright = still far from it. Which side is darker at this point?`
-      : view.ref ? 'Compared with what the other pane shows now: bright = the two differ there.'
-        : 'There is no reference run with the same seed, so there is no difference to show.' };
+    5: differenceSentence() };
   if (view.layer === 2 && !f.measured) return 'No variance yet: it takes at least two clean estimates to see whether a token moves.';
   if (view.layer === 4) {
     if (f.promoted) return `Hatched: ${plural(f.promoted, 'token')} promoted after this step${f.final ? ', because the mixed stage ends here' : ''}.`;
@@ -884,54 +1221,93 @@ function layerSentence() {
   return typeof row === 'string' ? row : row[STAGES[f.stage] ?? 'mixed'];
 }
 
+function differenceSentence() {
+  const [id, when] = view.against.split(' '), chosen = view.against ? track(Number(id)) : null, best = yardstick();
+  if (chosen) return `Compared with ${when === 'end' ? 'the final picture of' : 'what is now shown of'} “${title(chosen)}”: bright = the two differ there.`;
+  if (best) return `Compared with the final picture of the ${best.of}-step reference: bright = still far from it. Which side is darker at this point?`;
+  return view.shown.length ? `Compared with what the ${view.shown.length > 1 ? 'first' : 'other'} pane shows now: bright = the two differ there.`
+    : 'There is no reference run with the same seed, so there is no difference to show.';
+}
+
+// -- what differs
+
+const SETTING = { nfe: 'NFE', stages: 'low + mixed + full', frame: 'position frame', checks: 'checks', detail_gain: 'detail gain' };
+/** A table of the settings in which the shown runs differ; only where more is compared than a run and its reference. */
+function drawDifferences() {
+  const box = $('diffs'), tracks = shown().filter((t) => t?.meta);
+  box.hidden = !comparing() || tracks.length < 2;
+  if (box.hidden) return;
+  const name = tracks.map((t) => `${store.run} ${t.id} ${title(t)} ${JSON.stringify(t.meta)}`).join();
+  if (box.dataset.name === name) return;
+  box.dataset.name = name;
+  const rows = settingsThatDiffer(tracks.map((t) => (isRun(t) ? t.meta : { nfe: t.meta.nfe, stages: t.meta.stages, prompt: t.meta.prompt, seed: t.meta.seed, model: t.meta.model })),
+    ['baselines', 'recorded', 'provenance', 'device', 'image']).filter(([, values]) => new Set(tracks.map((t, k) => (isRun(t) || values[k] !== null ? String(values[k]) : null)).filter((v) => v !== null)).size > 1);
+  const table = document.createElement('table'), cell = (tag, text, scope) => { const c = document.createElement(tag); c.textContent = text; if (scope) c.scope = scope; return c; };
+  const head = table.createTHead().insertRow(), body = table.createTBody();
+  head.append(cell('th', 'Setting', 'col'), ...tracks.map((t) => cell('th', title(t), 'col')));
+  for (const [setting, values] of rows) body.insertRow().append(cell('th', SETTING[setting] ?? setting, 'row'), ...values.map((v) => cell('td', v === null ? '–' : String(v))));
+  $('diffs-table').replaceChildren(rows.length ? table : 'Nothing: they were run with the same settings.');
+}
+
 // -- timeline
 
 const LINE = { top: 32, bar: 16, gap: 34, marks: 10 };
-let lineScale = null, lineName = '';
+let lineScale = null, lineName = '', lineParts = null;
 function costDomain() {
-  const t = track(view.ref), b = meta().baselines ?? {};
-  const spent = Math.max(fresco().at(-1)?.flops_total ?? 0, reference().at(-1)?.flops_total ?? 0);
-  const ahead = t && t.frames.length ? t.frames[0].flops * t.of : complete(track(0)) ? 0 : b.same_nfe ?? 0;
-  return Math.max(spent, ahead) || 1;
+  const b = meta().baselines ?? {}, tracks = shown().filter(Boolean);
+  const spent = Math.max(...tracks.map((t) => t.frames.at(-1)?.flops_total ?? 0));
+  // What is still to come is known for a reference, whose steps all cost the same; for a run that has none it is guessed.
+  const ahead = Math.max(0, ...tracks.slice(1).map((t) => (t.frames.length && !isRun(t) ? t.frames[0].flops * t.of : 0)));
+  const guess = tracks.length > 1 && ahead ? 0 : tracks.every(complete) ? 0 : b.same_nfe ?? 0;
+  return Math.max(spent, ahead, guess) || 1;
 }
 
 function drawTimeline() {
   const line = $('line'), svg = $('line-svg'), width = widthOf('line', 200), s = stop();
-  const a = track(0), b = track(view.ref), byCost = view.align === 'cost';
-  const domain = byCost ? costDomain() : Math.max(a?.of ?? 0, b?.of ?? 0);
+  const tracks = shown(), byCost = view.align === 'cost';
+  const domain = byCost ? costDomain() : Math.max(...tracks.map((t) => t?.of ?? 0));
   const x = (v) => 1 + (width - 2) * Math.min(1, v / domain);
   lineScale = { width, domain };
-  const name = [width, domain, view.align, store.run, store.recorded?.tau, store.recorded?.nfe, view.ref, a?.frames.length, b?.frames.length].join();
-  if (name !== lineName) { lineName = name; svg.innerHTML = timelineMarkup(width, domain, x, [a, b], byCost); svg.setAttribute('height', lineHeight(b)); }
-  const at = x(byCost ? s.cost : Math.max(s.a, s.b, 0) + 1), bottom = lineHeight(b) - 18;
-  const future = svg.querySelector('.fv-future');
-  future.setAttribute('x', at); future.setAttribute('width', Math.max(0, width - at));
-  svg.querySelector('.fv-cursor').setAttribute('transform', `translate(${at.toFixed(1)} 0)`);
-  svg.querySelector('.fv-cur').setAttribute('y2', bottom);
-  line.setAttribute('aria-valuemax', stops.length - 1); line.setAttribute('aria-valuenow', view.pos);
-  line.setAttribute('aria-valuetext', nowText());
-  write($('now'), nowText());
-  write($('line-note'), byCost ? 'both bars on one scale of FLOPs' : 'both bars on one scale of steps');
+  const name = [width, domain, view.align, store.run, store.recorded?.tau, store.recorded?.nfe, view.shown, ...tracks.map((t) => t?.frames.length)].join();
+  if (name !== lineName) {
+    lineName = name;
+    svg.innerHTML = timelineMarkup(width, domain, x, tracks, byCost); svg.setAttribute('height', lineHeight(tracks.filter(Boolean).length));
+    lineParts = { future: svg.querySelector('.fv-future'), cursor: svg.querySelector('.fv-cursor'), cur: svg.querySelector('.fv-cur') };
+    lineParts.cur.setAttribute('y2', lineHeight(tracks.filter(Boolean).length) - 18);
+    line.setAttribute('aria-valuemax', stops.length - 1);
+  }
+  const at = x(byCost ? s.cost : Math.max(...s.at, 0) + 1);
+  lineParts.future.setAttribute('x', at); lineParts.future.setAttribute('width', Math.max(0, width - at));
+  lineParts.cursor.setAttribute('transform', `translate(${at.toFixed(1)} 0)`);
+  line.setAttribute('aria-valuenow', view.pos);
+  const words = nowText();
+  if (words !== $('now').textContent) { line.setAttribute('aria-valuetext', words); write($('now'), words); }
+  const bars = tracks.length > 2 ? 'all bars' : 'both bars';
+  write($('line-note'), byCost ? `${bars} on one scale of FLOPs` : `${bars} on one scale of steps`);
 }
 
-function lineHeight(b) { return LINE.top + LINE.bar + (b ? LINE.gap + LINE.bar : LINE.marks) + 20; }
+function lineHeight(rows) { return LINE.top + LINE.bar + (rows > 1 ? (rows - 1) * (LINE.gap + LINE.bar) : LINE.marks) + 20; }
 
 function timelineMarkup(width, domain, x, tracks, byCost) {
   const parts = [], labels = [], full = meta().baselines?.full50;
-  tracks.forEach((t, row) => {
-    if (!t) return;
+  const there = tracks.filter(Boolean);
+  there.forEach((t, row) => {
     const y = LINE.top + row * (LINE.bar + LINE.gap), spent = t.frames.at(-1)?.flops_total ?? 0;
     const share = full ? `, ${percent(spent / full)} of the cost of 50 full steps${complete(t) ? '' : ' so far'}` : '';
-    const words = `${escapeText(t.label)}${t.label.includes('step') ? '' : `, ${t.of} steps`}`;
+    const label = title(t), words = `${escapeText(label)}${label.includes('step') || label.includes('NFE') ? '' : `, ${t.of} steps`}`;
     labels.push(`<text class="fv-t-halo" x="1" y="${y - 5}"><tspan class="fv-t-ink">${words}</tspan>${width > 420 ? share : ''}</text>`);
     parts.push(`<rect class="fv-rail" x="0.5" y="${y}" width="${width - 1}" height="${LINE.bar}" rx="3"/>`);
+    const bars = { low: '', mixed: '', full: '' };
+    let marks = '';
     for (const f of t.frames) {
       const x0 = x(byCost ? f.flops_total - f.flops : f.i), x1 = x(byCost ? f.flops_total : f.i + 1), w = x1 - x0;
-      parts.push(`<rect class="fv-s-${STAGES[f.stage] ?? 'full'}" x="${x0.toFixed(2)}" y="${y}" width="${Math.max(0.6, w - (w > 3 ? 1 : 0)).toFixed(2)}" height="${LINE.bar}"/>`);
-      if (row === 0 && f.promoted) parts.push(`<path class="fv-tri" d="M${x1.toFixed(1)} ${y + LINE.bar + 1}l4.5 8h-9z"/>`);
+      bars[STAGES[f.stage] ?? 'full'] += `M${x0.toFixed(2)} ${y}h${Math.max(0.6, w - (w > 3 ? 1 : 0)).toFixed(2)}v${LINE.bar}H${x0.toFixed(2)}z`;
+      if (isRun(t) && f.promoted) marks += `M${x1.toFixed(1)} ${y + LINE.bar + 1}l4.5 8h-9z`;
     }
+    for (const [stage, d] of Object.entries(bars)) if (d) parts.push(`<path class="fv-s-${stage}" d="${d}"/>`);
+    if (marks) parts.push(`<path class="fv-tri" d="${marks}"/>`);
   });
-  const bottom = lineHeight(tracks[1]) - 18;
+  const bottom = lineHeight(there.length) - 18;
   const ticks = byCost ? costTicks(domain, full) : stepTicks(domain);
   for (const [v, text] of ticks) {
     const anchor = x(v) > width - 30 ? 'end' : x(v) < 20 ? 'start' : 'middle';
@@ -955,11 +1331,15 @@ function stepTicks(n) {
 function escapeText(text) { return text.replace(/[&<>]/g, (c) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;' }[c])); }
 
 function nowText() {
-  const s = stop(), a = fresco()[s.a], b = reference()[s.b];
+  const s = stop(), a = fresco()[s.a], b = reference()[s.b], cost = view.align === 'cost';
+  if (view.shown.length > 1 || isRun(track(view.shown[0]))) {
+    const each = shown().map((t, k) => { const f = t?.frames[s.at[k]]; return t && `${title(t)}: ${f ? `${f.i + 1} of ${f.of}` : 'not started'}`; }).filter(Boolean);
+    return `${cost ? 'At the same cost' : 'At the same step'} – ${each.join('; ')}`;
+  }
   const left = a ? `Fresco step ${a.i + 1} of ${a.of}${s.tail ? ' (finished)' : ''}` : 'Fresco not started';
-  if (!track(view.ref)) return left;
+  if (!track(view.shown[0])) return left;
   const right = b ? `reference step ${b.i + 1} of ${b.of}` : 'reference inside its first step';
-  return view.align === 'cost' ? `${left}, same cost: ${right}` : `${left}, ${right}`;
+  return cost ? `${left}, same cost: ${right}` : `${left}, ${right}`;
 }
 
 // -- tau
@@ -976,7 +1356,8 @@ function drawTau() {
   write($('tau-text'), !f ? '' : usable && tau ? `would promote ${whole(would)} of ${plural(f.coarse, 'coarse token')} (${Math.round(100 * would / f.coarse)} %)`
     : !f.coarse ? 'No coarse tokens are left at this step.' : 'No variance is defined at this step yet.');
   write($('hint-tau'), tauSentence(f, usable, would));
-  svg.innerHTML = range ? histMarkup(f, usable, width, range, tau) : '';
+  const name = [f && frameId(f), usable, width, range, tau, store.recorded?.tau, store.run].join('|');
+  if (svg.dataset.name !== name) { svg.dataset.name = name; svg.innerHTML = range ? histMarkup(f, usable, width, range, tau) : ''; }
   if (handle.hidden) return;
   handle.style.left = `${histX(toUnit(tau, range), width)}px`;
   const set = (name, value) => handle.setAttribute(`aria-${name}`, value);
@@ -1047,14 +1428,33 @@ function drawNumbers() {
     ...(Number.isFinite(f.gap) ? [['Noise gap', f.gap.toFixed(2)]] : []),
     ...(Number.isFinite(f.preview_ms) ? [['Preview, apart', `${f.preview_ms.toFixed(1)} ms`]] : []),
   ], () => pair('div', 'dt', 'dd'));
+  drawCosts(base);
   write($('hint-cost'), f.stage === 'low' ? 'Coarse steps are nearly free: watch how slowly the share grows.'
     : f.stage === 'mixed' ? 'Each promotion adds tokens, so each step costs a little more than the last.' : 'Full steps are where the money goes: most of the share is spent here.');
+}
+
+/** What each of several runs has cost by now, and in the end; one row a run. */
+function drawCosts(base) {
+  const box = $('costs');
+  box.hidden = !comparing();
+  if (box.hidden) return;
+  const s = stop(), full = base.full50, most = Math.max(...shown().map((t) => t?.frames.at(-1)?.flops_total ?? 0), 1);
+  setList(box, shown().map((t, k) => [t, k]).filter(([t]) => t).map(([t, k]) => {
+    const now = t.frames[s.at[k]]?.flops_total ?? 0, end = complete(t) ? t.frames.at(-1).flops_total : null;
+    const share = full ? percent(now / full) : unit(now, 'FLOP');
+    return [title(t), `${share}${end ? ` of ${full ? percent(end / full) : unit(end, 'FLOP')}` : ''}`, now / most];
+  }), () => { const row = pair('li', 'span', 'b'), bar = document.createElement('i'); row.insertBefore(bar, row.lastChild); return row; });
 }
 
 /** Rows of a name and a value: built once, then only the texts change. */
 function setList(node, rows, make) {
   if (node.children.length !== rows.length) node.replaceChildren(...rows.map(make));
-  rows.forEach(([name, value], k) => { write(node.children[k].firstChild, name); write(node.children[k].lastChild, value); });
+  rows.forEach(([name, value, share], k) => {
+    const row = node.children[k];
+    if (name) write(row.firstChild, name);
+    write(row.lastChild, value);
+    if (share !== undefined) row.style.setProperty('--fv-part', share.toFixed(3));
+  });
 }
 
 function pair(outer, first, second) {
@@ -1077,9 +1477,23 @@ function drawToken() {
   const story = lineage(frames, cell), promoted = story.filter((p) => p.promoted);
   write($('token-title'), `Token at row ${view.token[1]}, column ${view.token[2]}${frames[0].shape[0] > 1 ? `, frame ${view.token[0]}` : ''}`);
   write($('hint-token'), storySentence(story, promoted, frames[0].levels));
-  $('hist-line').innerHTML = chartMarkup(story, cell);
+  const name = [cell, store.run, store.recorded?.tau, store.recorded?.nfe, widthOf('hist-line', 240), store.range, view.tau, current()?.i, view.align, view.shown, ...lists().map((list) => list.length)].join('|');
+  if ($('hist-line').dataset.name !== name) { $('hist-line').dataset.name = name; $('hist-line').innerHTML = chartMarkup(story, cell); }
   $('hist-line').setAttribute('height', CHART.height);
+  drawLines();
   drawPatches(story, cell);
+}
+
+/** Names the curves beside the run's own. */
+function drawLines() {
+  const others = shown().map((t, k) => [t, k - 1]).filter(([t, k]) => t?.frames.length && k >= 0 && (isRun(t) || view.align === 'step'));
+  $('lines').hidden = !others.length || !comparing();
+  if (!$('lines').hidden) setList($('lines'), [['', title(track(0))], ...others.map(([t]) => ['', title(t)])], () => {
+    const row = pair('li', 'i', 'span');
+    row.firstChild.innerHTML = '<svg width="30" height="8" aria-hidden="true"><path class="fv-v" d="M0 4h30"/></svg>';
+    return row;
+  });
+  if (!$('lines').hidden) others.forEach(([, k], n) => $('lines').children[n + 1].querySelector('path').setAttribute('class', `fv-v-ref fv-v-ref-${k}`));
 }
 
 function storySentence(story, promoted, levels) {
@@ -1097,7 +1511,11 @@ function chartMarkup(story, cell) {
   const line = (points, value) => points.reduce((d, p) => { const v = value(p); return { d: v > 0 ? `${d.d}${d.on ? 'L' : 'M'}${x(p.i)} ${y(v)}` : d.d, on: v > 0 }; }, { d: '', on: false }).d;
   if (range) {
     for (const v of decades(range)) parts.push(`<path class="fv-axis" d="M${CHART.left} ${y(v)}H${width - CHART.right}"/><text x="${CHART.left - 6}" y="${+y(v) + 4}" text-anchor="end">${power(v)}</text>`);
-    if (view.align === 'step' && reference().length) parts.push(`<path class="fv-v-ref" d="${line(lineage(reference().slice(0, track(0).of), cell), (p) => p.v)}"/>`);
+    // Beside other runs: where the same cell moved there. A reference's steps stand for these only where both are counted alike.
+    shown().slice(1).forEach((t, k) => {
+      if (!t?.frames.length || !(isRun(t) || view.align === 'step') || !(cell < t.frames[0].cells)) return;
+      parts.push(`<path class="fv-v-ref fv-v-ref-${k}" d="${line(lineage(t.frames.slice(0, track(0).of), cell), (p) => p.v)}"><title>${escapeText(title(t))}</title></path>`);
+    });
     const tau = tauNow();
     const taus = view.tau ? story.map((p) => ({ ...p, tau })) : story;
     parts.push(`<path class="fv-tau-line" d="${line(taus, (p) => p.tau)}"/>`);
@@ -1171,7 +1589,10 @@ function drawPatch(canvas, frames, at, cell) {
   const top = clampTo((row & ~(block - 1)) - block, rows), left = clampTo((col & ~(block - 1)) - block, cols);
   const side = 96 / reach;
   ctx.save(); ctx.translate(-left * side, -top * side);
-  drawPicture(ctx, bitmapOf(picture), frame, cols * side, rows * side);
+  const pictures = pictureFrames(), own = Math.floor(cell / (rows * cols));
+  let k = 0;                                                               // the first picture that this frame of the grid stands for
+  while (k < pictures - 1 && Math.ceil(k * (frame.shape[0] - 1) / (pictures - 1) - 1e-9) < own) k++;
+  drawPicture(ctx, picture, bitmapOf(picture), cols * side, rows * side, k);
   for (const [colour, width] of [[ink.casing, 3.5], [ink.shine, 1.5]]) { ctx.strokeStyle = colour; ctx.lineWidth = width; ctx.strokeRect(rect.col * side, rect.row * side, rect.width * side, rect.height * side); }
   ctx.restore();
 }
@@ -1179,17 +1600,18 @@ function drawPatch(canvas, frames, at, cell) {
 // -- words for screen readers
 
 function summary() {
-  const f = current();
+  const f = current(), s = stop();
   if (!f) return '';
-  const full = meta().baselines?.full50;
+  const full = meta().baselines?.full50, others = shown().slice(1).map((t, k) => { const g = t?.frames[s.at[k + 1]]; return g && `${title(t)} at step ${g.i + 1} of ${g.of}`; }).filter(Boolean);
   return `Step ${f.i + 1} of ${f.of}, sigma ${f.sigma.toFixed(2)}: ${whole(f.fine)} of ${plural(f.cells, 'cell')} fine, ${plural(f.promoted, 'token')} promoted now${
-    full ? `, ${percent(f.flops_total / full)} of the 50-step cost spent` : ''}.`;
+    full ? `, ${percent(f.flops_total / full)} of the 50-step cost spent` : ''}.${others.length ? ` Beside it: ${others.join('; ')}.` : ''}${
+    pictureFrames() > 1 ? ` Frame ${view.slice + 1} of ${pictureFrames()}.` : ''}`;
 }
 
 /** Said once things are quiet; at most every four seconds while a run is playing or streaming. */
 function tell() {
   clearTimeout(tellTimer);
-  const busy = view.playing || (view.follow && !recorded());
+  const busy = view.playing || view.looping || (view.follow && !recorded());
   const wait = busy ? Math.max(0, view.toldAt + 4000 - performance.now()) : 350;
   tellTimer = setTimeout(() => {
     const text = summary();
@@ -1235,9 +1657,9 @@ function nearestStop(x) {
 }
 
 function cellAt(canvas, event) {
-  const box = canvas.getBoundingClientRect(), shape = (fresco()[0] ?? reference()[0]).shape;
+  const box = canvas.getBoundingClientRect(), shape = anyFrame().shape;
   const row = Math.floor((event.clientY - box.top) / box.height * shape[1]), col = Math.floor((event.clientX - box.left) / box.width * shape[2]);
-  return row >= 0 && col >= 0 && row < shape[1] && col < shape[2] ? [view.slice, row, col] : null;
+  return row >= 0 && col >= 0 && row < shape[1] && col < shape[2] ? [gridFrame(shape), row, col] : null;
 }
 
 function tipText(frames, at, token) {
@@ -1251,7 +1673,7 @@ function tipText(frames, at, token) {
 }
 
 function showTip(canvas, which, token, px, py) {
-  const tip = $('tip'), s = stop(), text = token ? (which ? tipText(reference(), s.b, token) : tipText(fresco(), s.a, token)) : '';
+  const tip = $('tip'), s = stop(), text = token ? tipText(lists()[which] ?? [], s.at[which], token) : '';
   tip.hidden = !text;
   if (!text) return;
   tip.textContent = text;
@@ -1262,12 +1684,13 @@ function showTip(canvas, which, token, px, py) {
 }
 
 function moveCursor(dr, dc) {
-  const f = current() ?? reference()[0], from = view.cursor ?? view.token ?? [view.slice, f.shape[1] >> 1, f.shape[2] >> 1];
+  const f = anyFrame();
   if (!f) return;
+  const now = gridFrame(f.shape), kept = view.cursor ?? view.token, from = kept?.[0] === now ? kept : [now, f.shape[1] >> 1, f.shape[2] >> 1];
   const rect = tokenRect(f, f.index[cellOf(from)]);
   // Move by the token under the cursor, so that a coarse token is one press wide.
   const row = dr > 0 ? rect.row + rect.height : dr < 0 ? rect.row - 1 : from[1], col = dc > 0 ? rect.col + rect.width : dc < 0 ? rect.col - 1 : from[2];
-  view.cursor = [view.slice, Math.max(0, Math.min(f.shape[1] - 1, row)), Math.max(0, Math.min(f.shape[2] - 1, col))];
+  view.cursor = [now, Math.max(0, Math.min(f.shape[1] - 1, row)), Math.max(0, Math.min(f.shape[2] - 1, col))];
   redraw();
 }
 
@@ -1277,7 +1700,8 @@ function canvasKey(event, canvas, which) {
   else if (event.key === 'Enter' && view.cursor) selectToken(view.cursor);
   else if (event.key === 'Escape') { view.cursor = null; selectToken(null); }
   else return false;
-  const box = canvas.getBoundingClientRect(), shape = (fresco()[0] ?? reference()[0]).shape, c = view.cursor;
+  const box = canvas.getBoundingClientRect(), shape = anyFrame().shape, c = view.cursor;
+  write($('token-said'), c ? tipText(lists()[which] ?? [], stop().at[which], c).replace(/\n/g, ', ') : '');
   showTip(canvas, which, c, c ? box.left + (c[2] + 1) / shape[2] * box.width : 0, c ? box.top + c[1] / shape[1] * box.height : 0);
   return true;
 }
@@ -1292,7 +1716,7 @@ function tauKey(event) {
   }
   setTau(fromUnit(Math.min(1, Math.max(0, toUnit(tauNow(), store.range) + way / 60)), store.range), false);
   clearTimeout(commitTimer);
-  commitTimer = setTimeout(() => setTau(view.tau), 500);                  // one event when the keys are at rest, not one per press
+  commitTimer = setTimeout(() => onBehalf('user', () => setTau(view.tau)), 500);                  // one event when the keys are at rest, not one per press
   return true;
 }
 
@@ -1304,10 +1728,16 @@ function ownsKey(node, key) {
   return false;
 }
 
+function stepFrame(by) {
+  if (pictureFrames() < 2) return;
+  setLooping(false);
+  setSlice(view.slice + by);
+}
+
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || !stops.length) return;
   const node = event.target, pane = $$('canvas').indexOf(node);
-  const act = { ' ': () => setPlaying(!view.playing), ArrowLeft: () => userGoto(view.pos - 1), ArrowRight: () => userGoto(view.pos + 1), Home: () => userGoto(0),
+  const act = { ',': () => stepFrame(-1), '.': () => stepFrame(1), ' ': () => setPlaying(!view.playing), ArrowLeft: () => userGoto(view.pos - 1), ArrowRight: () => userGoto(view.pos + 1), Home: () => userGoto(0),
     End: () => { view.follow = !recorded() && !store.done; userGoto(stops.length - 1); } }[event.key] ?? (/^[1-5]$/.test(event.key) ? () => setLayer(event.key) : null);
   if (pane >= 0 && canvasKey(event, node, pane)) { event.preventDefault(); return; }
   if (node === $('tau') && tauKey(event)) { event.preventDefault(); return; }
@@ -1317,13 +1747,17 @@ function onKey(event) {
 }
 
 function listen() {
-  for (const [name, act] of [['layer', (n) => setLayer(n.value)], ['align', (n) => setAlign(n.value)]]) {
+  // Between these two a person acts; what a script's own clicks do is not a person's.
+  const acts = ['pointerdown', 'pointermove', 'pointerup', 'pointercancel', 'click', 'change', 'input', 'keydown'];
+  for (const name of acts) root.addEventListener(name, (event) => { cause = event.isTrusted ? 'user' : 'api'; }, { capture: true });
+  for (const [name, act] of [['layer', (n) => setLayer(n.value)], ['align', (n) => setAlign(n.value)], ['count', (n) => setPanes(n.value)]]) {
     for (const input of $$(name)) { input.name = `${uid}${name}`; input.onchange = () => act(input); }
   }
-  $('opacity').oninput = (event) => { view.opacity = event.target.value / 100; redraw(); };
-  $('slice').oninput = (event) => { view.slice = Number(event.target.value); redraw(); };
+  $('opacity').oninput = (event) => setOpacity(event.target.value / 100);
+  $('slice').oninput = (event) => { setLooping(false); setSlice(Number(event.target.value)); };
+  $('loop').onclick = () => setLooping(!view.looping);
+  $('against').onchange = (event) => { view.against = event.target.value; redraw(); };
   $('speed').onchange = (event) => { view.speed = Number(event.target.value); };
-  $('ref').onchange = (event) => { view.ref = Number(event.target.value); setAlign(view.align); };
   $('play').onclick = () => setPlaying(!view.playing);
   $('back').onclick = () => userGoto(view.pos - 1);
   $('fwd').onclick = () => userGoto(view.pos + 1);
@@ -1337,35 +1771,61 @@ function listen() {
     userGotoStep(Math.round((event.clientX - box.left - CHART.left) / (box.width - CHART.left - CHART.right) * (of - 1)));
   };
   $('patches').onclick = (event) => { const patch = event.target.closest('.fv-patch'); if (patch) userGotoStep(Number(patch.dataset.step)); };
-  $$('canvas').forEach((canvas, which) => {
-    canvas.onpointermove = (event) => { view.hover = cellAt(canvas, event); showTip(canvas, which, view.hover, event.clientX, event.clientY); redrawPictures(); };
-    canvas.onpointerleave = canvas.onblur = () => { view.hover = null; $('tip').hidden = true; redrawPictures(); };
-    canvas.onclick = (event) => selectToken(cellAt(canvas, event));
-  });
-  const watcher = new ResizeObserver((entries) => { for (const entry of entries) sizes.set(entry.target, entry.contentRect); redraw(); });
-  [...$$('canvas'), $('line'), $('hist'), $('hist-line')].forEach((node) => watcher.observe(node));
+  [$('line'), $('hist'), $('hist-line')].forEach((node) => watcher.observe(node));
+  figures().forEach(listenPane);
   new MutationObserver(() => { readInk(); redraw(); }).observe(document.body, { attributeFilter: ['class'] });
+  for (const name of acts) root.addEventListener(name, () => { cause = 'data'; });
+}
+
+const watcher = new ResizeObserver((entries) => { for (const entry of entries) sizes.set(entry.target, entry.contentRect); redraw(); });
+
+function listenPane(figure, which) {
+  const canvas = figure.querySelector('canvas'), select = figure.querySelector('.fv-ref');
+  canvas.onpointermove = (event) => { view.hover = cellAt(canvas, event); showTip(canvas, which, view.hover, event.clientX, event.clientY); redrawPictures(); };
+  canvas.onpointerleave = canvas.onblur = () => { view.hover = null; $('tip').hidden = true; redrawPictures(); };
+  canvas.onclick = (event) => selectToken(cellAt(canvas, event));
+  if (select) select.onchange = () => setPane(which, Number(select.value));
+  watcher.observe(canvas);
 }
 
 function userGotoStep(i) { setPlaying(false); gotoStep(Math.max(0, i)); }
 
 function setAlign(align) {
-  const step = current()?.i, tail = stop().tail;
+  if (align !== 'cost' && align !== 'step') return;
   view.align = align;
   for (const input of $$('align')) input.checked = input.value === align;
-  replan();
-  if (tail) view.pos = stops.length - 1; else if (step !== undefined) gotoStep(step);
-  view.pos = Math.min(view.pos, stops.length - 1);
-  redraw();
+  again();
 }
+
+function forOthers(act) { return (...given) => onBehalf('api', () => { act(...given); return state(); }); }
 
 if (root) {
   listen();
   readWish();
-  element.frescoViewer = {
-    store, view, goto: gotoStep, gotoStop: userGoto, play: () => setPlaying(true), pause: () => setPlaying(false), setTau, setNfe, setLayer, setAlign, selectToken, receive, applyView: (asked) => { window.frescoView = asked; applyWish(); redraw(); },
-    stops: () => stops, state: () => ({ step: current()?.i ?? null, token: root.dataset.token, layer: view.layer, tau: tauNow(), nfe: track(0)?.of ?? null }),
-    pure: { decodeBytes, decodeBits, decodeWords, numberTokens, quantise, dequantise, decodeFrame, wouldPromote, histogram, steadyRange, stepAtCost, planStops, lineage, tokenRect, nearestLog, unit, scientific },
+  root.frescoViewer = element.frescoViewer = {
+    setStep: forOthers((i) => { setPlaying(false); gotoStep(Math.max(0, Math.round(i) || 0)); }), setStop: forOthers((k) => userGoto(Math.round(k) || 0)),
+    setLayer: forOthers((n) => setLayer(LAYERS.includes(n) ? LAYERS.indexOf(n) + 1 : n)), setToken: forOthers((token) => selectToken(token)),
+    setTau: forOthers((tau, done) => setTau(tau, done)), setNfe: forOthers((n) => setNfe(n)), setAlign: forOthers((align) => setAlign(align)),
+    setFrame: forOthers((k) => setSlice(k)), setOpacity: forOthers((x) => setOpacity(x)),
+    setPanes: forOthers((n) => setPanes(n)), setPane: forOthers((k, id) => setPane(Math.round(k), id)),
+    play: forOthers(() => setPlaying(true)), pause: forOthers(() => setPlaying(false)), state, receive,
+    // The early viewer goes to its place in the page and talks to the page's own host from now on.
+    adopt: (place, host) => {
+      const stub = place.querySelector('.fv-root'), holder = root.closest('#fresco-early');
+      ({ trigger, props, server } = host);
+      if (stub) stub.replaceWith(root); else place.append(root);
+      place.frescoViewer = root.frescoViewer;
+      element = place;
+      holder.remove();
+      host.watch('value', () => receive(props.value));
+      receive(props.value);
+      if (recorded()) sayRecorded();
+      redraw();
+    },
+    // What the tests and the page look at.
+    store, view, goto: gotoStep, gotoStop: userGoto, selectToken, applyView: (asked) => { window.frescoView = asked; applyWish(); redraw(); },
+    stops: () => stops,
+    pure: { decodeBytes, decodeBits, decodeWords, numberTokens, quantise, dequantise, decodeFrame, wouldPromote, histogram, steadyRange, stepAtCost, planStops, settingsThatDiffer, lineage, tokenRect, nearestLog, unit, scientific },
   };
   watch('value', () => receive(props.value));
   receive(props.value);
