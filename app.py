@@ -15,6 +15,7 @@ import importlib
 import json
 import logging
 import math
+import re
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from urllib.parse import parse_qsl
 import gradio as gr
 from starlette.middleware import Middleware
 
+from fresco import hosting  # on ZeroGPU this must come before torch
+from fresco.backends import BACKENDS, BUNDLED
 from fresco.config import REFERENCES, ConfigError, FrescoConfig
 from fresco.errors import FrescoError
 from viz import bundle, frame, lesson, link, mount, share, story
@@ -35,8 +38,9 @@ from viz.page.studio import PRIVATE, THEME
 from viz.page.words import CSS, JS, LAB_TABS, TABS
 
 TRACES = Path(__file__).parent / "assets" / "traces"
-FLUX = tuple(n for n in ("flux-dev", "flux-schnell", "flux-lite") if os.environ.get("FRESCO_" + n.upper().replace("-", "_")))
-MODELS = ("sinopia", "oracle", *FLUX)
+# Models of which this machine has a folder; on a hosted page, what its owner has named.
+LARGE = tuple(n for n in BACKENDS if n not in BUNDLED and os.environ.get("FRESCO_" + re.sub(r"\W", "_", n.upper())))
+MODELS = (*BUNDLED, *LARGE)
 EXAMPLES = json.loads((TRACES.parent / "examples.json").read_text(encoding="utf-8"))
 OPTIONS: dict[str, Any] = {"device": "auto", "dtype": None}
 RELAY = Relay()  # frames of the newest runs, for holes in a stream
@@ -65,7 +69,7 @@ def recorded() -> dict[str, dict[str, Any]]:
     return story.recorded(TRACES, (*EXAMPLES["recorded"], *EXAMPLES["gallery"]))
 
 
-@functools.lru_cache(maxsize=1 if FLUX else 2)  # two of FLUX would not fit
+@functools.lru_cache(maxsize=1 if LARGE else 2)  # two large ones would not fit
 def _load(name: str) -> Any:
     from fresco.backends import load_model
 
@@ -85,11 +89,15 @@ def sentences() -> Iterator[None]:
         yield
     except FrescoError as error:
         raise gr.Error(f"{error}", print_exception=False) from error
-    except (gr.Error, GeneratorExit):
+    except GeneratorExit:
         raise
+    except gr.Error as error:  # ZeroGPU's own are such, too
+        raise gr.Error(hosting.explain(error) or error.message, print_exception=False) from error
     except Exception as error:
-        LOG.exception("a request failed")
-        said = "The run failed in a way we did not foresee; the server goes on, and its log says more. Try other settings."
+        said = hosting.explain(error)
+        if said is None:
+            LOG.exception("a request failed")
+            said = "The run failed in a way we did not foresee; the server goes on, and its log says more. Try other settings."
         raise gr.Error(said, print_exception=False) from error
 
 
@@ -158,14 +166,22 @@ def keep(run_id: str, track: int, event: Any, net: Any, prompt: str, config: Fre
     KEPT.add(run_id, track, event, lambda: Trace(prompt, config, net.name, "", provenance(net)))
 
 
-def stream(config: FrescoConfig, *, prompt: str, model: str, reference: str, preview_every: int) -> Iterator[str]:
-    """Yield the viewer's messages of one comparison; closing it stops the run within a step."""
+@hosting.gpu(lambda model, prompt, config, reference, preview_every: hosting.seconds(
+    hosting.run_flops(load(model), config, reference)
+))  # fmt: skip
+def compared(model: str, prompt: str, config: FrescoConfig, reference: str, preview_every: int) -> Iterator[Any]:
+    """Yield what `fresco.record.compare` sees: NumPy arrays, so that they can come from the process that has the GPU."""
     from fresco.record import compare
 
+    yield from compare(load(model), prompt, config, reference, references(), preview_every=preview_every)
+
+
+def stream(config: FrescoConfig, *, prompt: str, model: str, reference: str, preview_every: int) -> Iterator[str]:
+    """Yield the viewer's messages of one comparison; closing it stops the run within a step."""
     net, prompt = asked({"prompt": prompt, "model": model})
     yield from hints(net, prompt)
     run_id, tracks = RELAY.open()
-    for seen in compare(net, prompt, config, reference, references(), preview_every=preview_every):
+    for seen in compared(model, prompt, config, reference, preview_every):
         if seen.track not in tracks:
             label = "Fresco" if seen.track == 0 else f"Full resolution, {seen.config.nfe} steps"
             tracks[seen.track] = track_of(run_id, seen.track, label, net, prompt, seen.config)
@@ -225,7 +241,7 @@ def open_kept(key: str) -> str:
 
 def sweep(
     prompt: str, axes: str = '{"tau": [0.002, 0.004, 0.008], "nfe": [6, 8, 11]}', seed: int = 0, model: str = "sinopia",
-    curve: str = "[4, 6, 8, 12]", settings: str = "{}",
+    curve: str = "[3, 4, 6, 8]", settings: str = "{}",
 ) -> Iterator[str]:  # fmt: skip
     """Run every combination of some settings on one prompt and seed, and full resolution at several step counts.
 
@@ -422,6 +438,7 @@ def page() -> gr.Blocks:
         gr.on(asked, None, None, None, js=JS["watch"])
         at.stop.click(lambda: frame.done("", stopped=True), None, at.viewer, cancels=[running], queue=False, **PRIVATE)
         demo.load(open_link, None, [*inputs, at.log_tau, at.viewer, at.tabs], **PRIVATE)
+        demo.load(lambda: f"Runs on: {hosting.hardware().sentence}", None, at.hardware, **PRIVATE)
         at.gallery.select(take_choice, None, [*inputs, at.log_tau], **PRIVATE)
         exports.wire(at.sharing, shown, sentences, lambda request: str(request.request.url).split("/gradio_api")[0] + "/")
         at.viewer.select(take_tau, None, [c["drive"], c["tau"], at.log_tau], **PRIVATE)
@@ -442,7 +459,10 @@ def main() -> None:
     OPTIONS.update(device=args.device, dtype=args.dtype)
     os.chdir(TRACES.parents[1])  # files are served by their path from here
     gr.set_static_paths([TRACES])
-    threading.Thread(target=load, args=(MODELS[0],), daemon=True).start()
+    if hosting.on_zero():
+        load(MODELS[0])  # weights are put on the GPU before the first run is forked off
+    else:
+        threading.Thread(target=load, args=(MODELS[0],), daemon=True).start()
     plays = [{"url": address(slug), "prompt": b["prompt"], "seed": b["seed"]} for slug, b in recorded().items()]
     first = Middleware(mount.FirstPaint, script=JS["head"] + mount.script(plays))  # Gradio adds its own head much later
     page().queue(max_size=32).launch(

@@ -527,7 +527,7 @@ def test_api_errors_are_one_sentence(client, wrong, sentence):
 
 
 def test_only_what_programs_need_is_public(client):
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/run"}
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/run", "/sweep", "/trace"}
     assert client.view_api(return_format="dict")["unnamed_endpoints"] == {}
 
 

@@ -128,7 +128,7 @@ class Panel:
     def runs(self, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any], *, kept: str = "") -> Any:
         """Connect the buttons; `kept` is said when a stream is stopped."""
         self.start.click(None, None, self.status, js="() => 'Waiting for the model…'")
-        running = self.start.click(handler, inputs, outputs, **GPU, **PRIVATE)
+        running = self.start.click(handler, inputs, outputs, trigger_mode="always_last", **GPU, **PRIVATE)
         if hasattr(self, "stop"):
             self.stop.click(lambda: f"Stopped. {kept}", None, self.status, cancels=[running], queue=False, **PRIVATE)
         return running
@@ -195,7 +195,7 @@ class Sweep(Panel):
                     self.axes.append(gr.Dropdown(names, value=name, label=("Down", "Across")[k], elem_id=f"sweep-axis-{k + 1}"))
                     self.values.append(gr.Textbox(AXES[name], **told("values"), elem_id=f"sweep-values-{k + 1}"))
             with gr.Column(min_width=180):
-                self.curve = gr.Textbox("4, 6, 8, 12", **told("curve"), elem_id="sweep-curve")
+                self.curve = gr.Textbox("3, 4, 6, 8", **told("curve"), elem_id="sweep-curve")
                 self.quality = gr.Radio([("PSNR", "psnr"), ("SSIM", "ssim")], value="psnr", **told("quality"))
         self.buttons()
         self.chart = gr.Plot(show_label=False, elem_id="sweep-chart", visible=False)

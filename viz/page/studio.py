@@ -33,7 +33,7 @@ class Studio:
         controls: by name, in the order of CONTROLS. log_tau, preset: beside them.
         start, stop, gallery, viewer, tabs: as on the page.
         share, query, space, address: the link's button, its query string, the Space's name and the whole address.
-        sharing: the exports.
+        sharing: the exports. hardware: says what the page runs on.
     """
 
     controls: dict[str, Any]
@@ -49,6 +49,7 @@ class Studio:
     space: Any
     address: Any
     sharing: share.Sharing
+    hardware: Any
 
     @property
     def inputs(self) -> list[Any]:
@@ -84,14 +85,11 @@ def place(
     with gr.Row(elem_id="stage"):
         with gr.Column(scale=1, min_width=300, elem_id="controls"):
             log_tau, preset = _controls(c, models)
+            hardware = gr.Markdown("", elem_id="hardware")
         with gr.Column(scale=3):
             with gr.Tabs(selected="watch", elem_id="tabs") as tabs:
                 with gr.Tab(TABS["watch"], id="watch", elem_id="tab-watch") as watch:
                     gallery = share.shelf(shelf)
-                    gr.Examples(
-                        list(prompts), c["prompt"], cache_examples=False, api_visibility="private",
-                        label="Prompts to run live", elem_id="examples",
-                    )  # fmt: skip
                 lab()
             with gr.Column(elem_id="watch"):
                 share.lesson(taught)
@@ -101,9 +99,13 @@ def place(
                     address = gr.Textbox(show_label=False, container=False, scale=4, interactive=False, elem_id="address",
                                          placeholder="The link holds every setting, the step and the token.")  # fmt: skip
                 sharing = share.place()
+                gr.Examples(
+                    list(prompts), c["prompt"], cache_examples=False, api_visibility="private",
+                    label="Prompts to run live", elem_id="examples",
+                )  # fmt: skip
     watch.select(None, None, None, js=JS["tab"].replace("TAB", "watch"))
     query, where = gr.Textbox(visible=False), gr.Textbox(space, visible=False)
-    return Studio(c, log_tau, preset, start, stop, gallery, viewer, tabs, copy, query, where, address, sharing)
+    return Studio(c, log_tau, preset, start, stop, gallery, viewer, tabs, copy, query, where, address, sharing, hardware)
 
 
 def _controls(c: dict[str, Any], models: Sequence[str]) -> tuple[Any, Any]:
@@ -125,7 +127,7 @@ def _controls(c: dict[str, Any], models: Sequence[str]) -> tuple[Any, Any]:
         dice = gr.Button("New seed", scale=1, min_width=90, elem_id="dice")
     c["model"] = gr.Dropdown(list(models), value=models[0], **told("model"), elem_id="model")
     preset = gr.Radio(list(PRESETS), value="recommended", **told("preset"), elem_id="preset")
-    with gr.Accordion("Advanced: how tokens are chosen, expanded and moved", open=False):
+    with gr.Accordion("Advanced: how tokens are chosen, expanded and moved", open=False, elem_id="advanced"):
         lists: Mapping[str, Sequence[str]] = {
             "transition": TRANSITIONS, "noise": NOISES, "signal": SIGNALS, "selection": SELECTIONS,
             "expansion": EXPANSIONS, "frame": POSITIONS,
