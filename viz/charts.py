@@ -122,7 +122,8 @@ def proposition(measured: Sequence[Mapping[str, float]], exact: Sequence[Mapping
     for rows, where, looks in ((measured, "this run", {"dash": "solid"}), (exact, "oracle, exact", {"dash": "dot"})):
         for name, colour in colours.items() if rows else ():
             figure.add_scatter(
-                x=[r["sigma_from"] for r in rows], y=[r[name] if r[name] > ROUNDING else None for r in rows], name=f"{names[name]} ({where})",
+                x=[r["sigma_from"] for r in rows], y=[r[name] if r[name] > ROUNDING else None for r in rows],
+                name=f"{names[name]} ({where})",
                 mode="lines+markers" if where == "this run" and name != "bound" else "lines",
                 line={"color": colour, "width": 2, **looks},
                 hovertemplate="sigma %{x:.3f}: %{y:.3g}<extra>" + names[name] + "</extra>",

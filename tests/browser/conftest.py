@@ -139,6 +139,9 @@ def visit(chromium: Browser, server: str) -> Iterator[Callable[..., Visit]]:
         theme = {"__theme": "dark"} if dark else {"__theme": "light"}
         seen.page.goto(f"{server}?{urlencode(theme | query)}", timeout=PATIENCE)
         seen.until("d.mode === 'recorded' && +d.frames > 0")
+        # The viewer plays before Gradio is there; only then are the controls filled in and their events bound.
+        expect(seen.page.locator("#hardware")).to_contain_text("Runs on", timeout=PATIENCE)
+        expect(seen.control("prompt")).not_to_have_value("", timeout=PATIENCE)
         return seen
 
     yield open_page

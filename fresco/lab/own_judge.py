@@ -1,0 +1,154 @@
+"""The bundled model's own judge: how well a picture fits a caption of its small world, and how real it looks.
+
+Public judges (CLIP, ImageReward) have never seen this world's drawings at 64 pixels, and need a hub. This one is a small
+contrastive image-text model in the manner of CLIP, with three classifiers, trained by `fresco.training.judge` on renders of
+the same drawings, never on generated pictures. Its architecture and split were fixed before any run of Fresco was scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from fresco.errors import FrescoError
+from fresco.metrics import Picture
+
+SIDE = 64  # pixels that it looks at; larger pictures are averaged down to it
+FOLDER = Path(__file__).resolve().parents[2] / "assets" / "benchmark"
+
+
+class _Block(nn.Module):
+    """A residual block: two 3 x 3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
+        self.na, self.nb = (nn.GroupNorm(8, width) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.b(functional.silu(self.nb(self.a(functional.silu(self.na(x))))))  # type: ignore[no-any-return]
+
+
+class JudgeNet(nn.Module):
+    """Pictures (B, 3, 64, 64) in [-1, 1] and sentence vectors (B, 384) into one space of unit vectors; 3 classifiers.
+
+    Args:
+        concepts, styles, colours: how many of each the classifiers tell apart.
+    """
+
+    def __init__(self, concepts: int, styles: int, colours: int, width: int = 32, joint: int = 128) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, stride=2, padding=1)]
+        for k in (1, 2, 4):
+            layers += [
+                nn.Conv2d(width * k, width * 2 * k, 3, stride=2, padding=1),
+                _Block(width * 2 * k),
+                _Block(width * 2 * k),
+            ]
+        self.eye = nn.Sequential(*layers, nn.GroupNorm(8, width * 8), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.see = nn.Linear(width * 8, joint)
+        self.read = nn.Sequential(nn.Linear(384, 256), nn.SiLU(), nn.Linear(256, joint))
+        self.heads = nn.ModuleDict({
+            name: nn.Linear(width * 8, n) for name, n in (("concept", concepts), ("style", styles), ("colour", colours))
+        })  # fmt: skip
+        self.scale = nn.Parameter(torch.tensor(2.5))  # log of the inverse temperature
+
+    def pictures(self, features: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors (B, joint) of features (B, 256)."""
+        return functional.normalize(self.see(features), dim=-1)
+
+    def captions(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors (B, joint) of sentence vectors (B, 384)."""
+        return functional.normalize(self.read(vectors), dim=-1)
+
+
+def prepared(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """Return (B, 3, 64, 64) in [-1, 1] from (B, H, W, 3) uint8: averaged down, or linearly up, to 64 pixels."""
+    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if x.shape[2:] == (SIDE, SIDE):
+        return x
+    if min(x.shape[2:]) >= SIDE:
+        return functional.adaptive_avg_pool2d(x, SIDE)
+    return functional.interpolate(x, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+class OwnJudge:
+    """The judge of the bundled model, in the form of `fresco.lab.judges.Judge`.
+
+    A score is 100 times the cosine of picture and caption, as CLIP score is told.
+    """
+
+    name = "judge"
+
+    def __init__(self, device: str = "cpu", folder: Path = FOLDER) -> None:
+        """Load the judge; it always runs on the CPU, whatever the device.
+
+        Raises:
+            FrescoError: where it has not been trained.
+        """
+        from safetensors.torch import load_file
+
+        if not (folder / "judge.json").is_file():
+            raise FrescoError(
+                f"the judge has no weights in {folder.name}/; train them: python -m fresco.training.judge (about half an hour "
+                "on a CPU), or choose another judge"
+            )
+        self.about: dict[str, Any] = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+        names = [self.about[kind] for kind in ("concepts", "styles", "colours")]
+        self.net = JudgeNet(*(len(n) for n in names)).eval()
+        self.net.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
+        self.names = dict(zip(("concept", "style", "colour"), names, strict=True))
+
+    @cached_property
+    def _text(self) -> Any:
+        from fresco.backends.sinopia import TextEncoder
+
+        return TextEncoder(int(self.about["max_tokens"]), torch.device("cpu"))
+
+    @torch.no_grad()
+    def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return (B, 256) features of pictures (B, H, W, 3) uint8: the space of the Frechet distance."""
+        return self.net.eye(prepared(pictures)).numpy()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def scores(self, prompts: Sequence[str], pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return (B, P): 100 times the cosine of each picture (B, H, W, 3) with each prompt."""
+        seen = self.net.pictures(torch.from_numpy(self.features(pictures)))
+        told = self.net.captions(self._text(list(prompts))[1])
+        return (100 * seen @ told.T).numpy()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def classify(self, pictures: NDArray[np.uint8]) -> dict[str, list[str]]:
+        """Return what each picture shows: {"concept" | "style" | "colour": (B,) names}."""
+        seen = torch.from_numpy(self.features(pictures))
+        return {k: [self.names[k][i] for i in head(seen).argmax(1).tolist()] for k, head in self.net.heads.items()}
+
+    def __call__(self, prompt: str, picture: Picture) -> float:
+        """Return the score of a picture (T, H, W, 3) uint8 for a prompt; a video's is the mean over its frames."""
+        return float(self.scores([prompt], picture).mean())
+
+
+def frechet(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
+    """Return the squared Frechet distance of two sets of features, (N, F) and (M, F), taken as Gaussians.
+
+    `|mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)`. Source: Heusel et al. 2017.
+
+    Raises:
+        ValueError: below two rows.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a Frechet distance needs at least 2 pictures on each side; got {len(a)} and {len(b)}")
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(ca)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * cross)

@@ -1,0 +1,117 @@
+"""The bundled model's own judge: that its recipe learns to tell pictures apart, and its Frechet distance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+from fresco.backends.sinopia import TextEncoder
+from fresco.errors import FrescoError
+from fresco.lab.own_judge import OwnJudge, frechet
+from fresco.training.benchmark import COUNTS, DEVELOPMENT
+from fresco.training.data import Library
+from fresco.training.judge import World, train
+from fresco.training.scenes import Composer
+
+BENCHMARK = Path(__file__).parents[1] / "assets" / "benchmark"
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """Eight subjects, each a shape of one colour, in two styles, on four backdrops."""
+    y, x = (np.mgrid[:64, :64] + 0.5) / 32 - 1
+    inside = [
+        np.hypot(x, y) < 0.9,
+        np.maximum(abs(x), abs(y)) < 0.8,
+        (abs(x) < 0.3) | (abs(y) < 0.3),
+        abs(np.hypot(x, y) - 0.6) < 0.25,
+    ]
+    icons, names = [], ("fox", "owl", "drum", "kite", "boat", "pear", "bell", "key")
+    rng = np.random.default_rng(0)
+    for k in range(len(names)):
+        for style in range(2):
+            colour = rng.uniform(0, 1, 3) * (0.6 if style else 1.0)
+            alpha = inside[k % 4].astype(np.float32)
+            icons.append((np.concatenate([alpha[..., None] * colour, alpha[..., None]], -1) * 255).round().astype(np.uint8))
+    library = Library(
+        names, ((),) * len(names), np.ones(len(names)), np.zeros(len(names), bool), ("noto", "twemoji"),
+        np.arange(len(icons)).reshape(-1, 2), np.stack(icons), {},
+    )  # fmt: skip
+    places = {(c, s): [2 * c + s] for c in range(len(names)) for s in range(2)}
+    cpu = torch.device("cpu")
+    return World(
+        list(names),
+        ["noto", "twemoji"],
+        ["white", "blue", "red", "green"],
+        places,
+        Composer(library, cpu),
+        TextEncoder(12, cpu),
+    )
+
+
+def test_the_recipe_learns_what_it_was_never_shown(world: World, tmp_path: Path) -> None:
+    """Subjects and backdrops of combinations kept out of training: far above chance (1/8 and 1/4) after a minute's training."""
+    found = train(world, tmp_path, steps=60, batch=32)
+    assert found["concept"] > 0.6
+    assert found["colour"] > 0.8
+    assert found["caption colour"] > 0.6
+    judge = OwnJudge(folder=tmp_path)
+    pictures, captions, labels = world.draw(np.random.default_rng(5), 16, evaluate=True)
+    pixels = ((pictures.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    table = judge.scores(captions, pixels)
+    assert table.shape == (16, 16)
+    assert np.diag(table).mean() > table.mean() + 5  # the right caption, not any
+    assert judge(captions[0], pixels[:1]) == pytest.approx(float(table[0, 0]), abs=1e-3)
+    named = [world.concepts[c] for c in labels[:, 0].tolist()]
+    assert np.mean([a == b for a, b in zip(judge.classify(pixels)["concept"], named, strict=True)]) > 0.6
+    twice = judge.features(pixels[:4].repeat(2, 1).repeat(2, 2))  # larger pictures are averaged down
+    np.testing.assert_allclose(twice, judge.features(pixels[:4]), atol=1e-4)
+
+
+def test_held_out_combinations_never_train(world: World) -> None:
+    rng = np.random.default_rng(3)
+    drawn = {tuple(row) for _ in range(12) for row in world.draw(rng, 12, evaluate=False)[2].tolist()}
+    kept = {tuple(row) for row in world.draw(rng, 64, evaluate=True)[2].tolist()}
+    assert kept
+    assert not drawn & kept
+
+
+def test_frechet_is_the_closed_form() -> None:
+    """Against scipy's matrix square root, and for a shift and a stretch of one cloud against pencil and paper."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5)), rng.normal(1.0, 2.0, (300, 5))
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * linalg.sqrtm(ca @ cb).real)
+    assert frechet(a, b) == pytest.approx(float(want), rel=1e-9)
+    white = rng.normal(size=(500, 3))
+    spread = np.trace(np.cov(white, rowvar=False))
+    assert frechet(white, white + np.array([1, 2, 0])) == pytest.approx(5.0, abs=1e-9)
+    assert frechet(white, (white - white.mean(0)) * 3 + white.mean(0)) == pytest.approx(4 * spread, rel=1e-9)
+    with pytest.raises(ValueError, match="at least 2"):
+        frechet(white[:1], white)
+
+
+def test_without_weights_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FrescoError, match="train them: python -m fresco"):
+        OwnJudge(folder=tmp_path)
+
+
+def test_the_benchmark_is_what_it_says() -> None:
+    """200 prompts in their categories and 24 others; none twice, none in both, and no misspelling is the right spelling."""
+    sets = [
+        [json.loads(line) for line in (BENCHMARK / f"{n}.jsonl").read_text().splitlines()] for n in ("prompts", "development")
+    ]
+    for rows, counts in zip(sets, (COUNTS, DEVELOPMENT), strict=True):
+        assert {c: sum(row["category"] == c for row in rows) for c in counts} == counts
+    everything = [row["prompt"] for rows in sets for row in rows]
+    assert len(set(everything)) == len(everything) == 224
+    for row in sets[0]:
+        assert (row["concept"] in row["prompt"]) == (row["category"] not in ("misspellings", "rare words", "counting")) or (
+            row["category"] == "counting" and row["concept"][:3] in row["prompt"]
+        )
+        assert row["told"].startswith(row["concept"])
