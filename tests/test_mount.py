@@ -4,12 +4,19 @@ import asyncio
 import gzip
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from viz import mount
 
 PAGE = b'<!doctype html><html><head><meta charset="utf-8"></head><body>\xc3\xa9 <head></body></html>'
+
+
+def finish(coroutine):
+    """Run a coroutine to its end, in a thread of its own: browser tests leave an event loop running in the main one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, coroutine).result()
 
 
 def served(path="/", method="GET", body=PAGE, kind=b"text/html; charset=utf-8", encodings=b"gzip, br", more=()):
@@ -27,7 +34,7 @@ def served(path="/", method="GET", body=PAGE, kind=b"text/html; charset=utf-8", 
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "headers": [(b"accept-encoding", encodings)] if encodings else []}
-    asyncio.run(mount.FirstPaint(app, script="<script>1</script>")(scope, None, send))
+    finish(mount.FirstPaint(app, script="<script>1</script>")(scope, None, send))
     assert sent[0]["type"] == "http.response.start"
     whole = b"".join(m["body"] for m in sent[1:])
     headers = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
@@ -67,7 +74,7 @@ def test_websockets_and_the_applications_start_are_left_alone():
         seen.append(scope["type"])
 
     for kind in ("lifespan", "websocket"):
-        asyncio.run(mount.FirstPaint(app, script="x")({"type": kind}, None, None))
+        finish(mount.FirstPaint(app, script="x")({"type": kind}, None, None))
     assert seen == ["lifespan", "websocket"]
 
 

@@ -114,6 +114,13 @@ class OwnJudge:
 
         return TextEncoder(int(self.about["max_tokens"]), torch.device("cpu"))
 
+    @cached_property
+    def told(self) -> dict[str, str]:
+        """Prompt of the benchmark -> the plain caption that its pictures are compared with, whatever the spelling."""
+        files = [FOLDER / f"{name}.jsonl" for name in ("prompts", "development")]
+        rows = [json.loads(line) for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()]
+        return {row["prompt"]: row["told"] for row in rows}
+
     @torch.no_grad()
     def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return (B, 256) features of pictures (B, H, W, 3) uint8: the space of the Frechet distance."""
@@ -121,9 +128,9 @@ class OwnJudge:
 
     @torch.no_grad()
     def scores(self, prompts: Sequence[str], pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return (B, P): 100 times the cosine of each picture (B, H, W, 3) with each prompt."""
+        """Return (B, P): 100 times the cosine of each picture (B, H, W, 3) with each prompt, or with what it is `told` as."""
         seen = self.net.pictures(torch.from_numpy(self.features(pictures)))
-        told = self.net.captions(self._text(list(prompts))[1])
+        told = self.net.captions(self._text([self.told.get(prompt, prompt) for prompt in prompts])[1])
         return (100 * seen @ told.T).numpy()  # type: ignore[no-any-return]
 
     @torch.no_grad()

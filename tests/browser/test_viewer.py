@@ -580,5 +580,6 @@ def test_axe_finds_nothing(alone, traces, dark):
 
 def violations(page: Any) -> list[str]:
     expect(page.page.locator(".fv-now")).not_to_be_empty()
+    page.page.wait_for_timeout(400)  # colours of the buttons fade for 0.15 s
     found = Axe().run(page.page, options={"runOnly": {"type": "tag", "values": AXE["runOnly"]}}).response["violations"]
     return [f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found]
