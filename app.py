@@ -17,7 +17,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl
@@ -69,17 +69,27 @@ def recorded() -> dict[str, dict[str, Any]]:
     return story.recorded(TRACES, (*EXAMPLES["recorded"], *EXAMPLES["gallery"]))
 
 
-@functools.lru_cache(maxsize=1 if LARGE else 2)  # two large ones would not fit
-def _load(name: str) -> Any:
+@functools.lru_cache(maxsize=1 if LARGE else 3)  # two large ones would not fit
+def _load(name: str, **where: str) -> Any:
     from fresco.backends import load_model
 
-    return load_model(name, **OPTIONS)
+    return load_model(name, **OPTIONS | where)
 
 
 def load(name: str) -> Any:
     """Return the model, loaded once: it is loaded in the background while the page already plays a recorded run."""
     with LOCK:
         return _load(name)
+
+
+def load_for_lab(name: str) -> Any:
+    """Return the model that the lab runs: on ZeroGPU, which lends a GPU for one run at a time, a small one on the CPU."""
+    if not hosting.on_zero():
+        return load(name)
+    if name not in BUNDLED:
+        raise ConfigError(f"On this Space the lab runs on the CPU, where {name} is too slow; choose {' or '.join(BUNDLED)}")
+    with LOCK:
+        return _load(name, device="cpu")
 
 
 @contextlib.contextmanager
@@ -131,12 +141,12 @@ def run(
         yield from stream(config, prompt=prompt, model=model, reference=reference, preview_every=1)
 
 
-def asked(values: Mapping[str, Any]) -> tuple[Any, str]:
+def asked(values: Mapping[str, Any], find: Callable[[str], Any] = load_for_lab) -> tuple[Any, str]:
     """Return the model and the prompt that somebody asked for."""
     prompt = (values["prompt"] or "").strip()
     if not prompt:
         raise ConfigError("The prompt is empty; type what the picture should show, or take one of the examples")
-    return load(values["model"]), prompt
+    return find(values["model"]), prompt
 
 
 def hints(net: Any, prompt: str) -> Iterator[str]:
@@ -178,7 +188,7 @@ def compared(model: str, prompt: str, config: FrescoConfig, reference: str, prev
 
 def stream(config: FrescoConfig, *, prompt: str, model: str, reference: str, preview_every: int) -> Iterator[str]:
     """Yield the viewer's messages of one comparison; closing it stops the run within a step."""
-    net, prompt = asked({"prompt": prompt, "model": model})
+    net, prompt = asked({"prompt": prompt, "model": model}, load)
     yield from hints(net, prompt)
     run_id, tracks = RELAY.open()
     for seen in compared(model, prompt, config, reference, preview_every):
@@ -232,7 +242,7 @@ def race(values: Mapping[str, Any], chosen: Mapping[str, FrescoConfig | str]) ->
 
 def open_kept(key: str) -> str:
     """Return the viewer's message of a finished run of the lab, beside its reference where that is still known."""
-    found, trace, reference = desk().traces(load(desk().model_of(key) or MODELS[0]), key)
+    found, trace, reference = desk().traces(load_for_lab(desk().model_of(key) or MODELS[0]), key)
     likeness = min(found.psnr, 99.0) if found.psnr is not None else None
     runs = [bundle.Recorded(trace, likeness, found.ssim)]
     others = [bundle.Recorded(reference)] if reference else []

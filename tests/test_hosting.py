@@ -138,3 +138,15 @@ def test_one_sentence_each(error: Exception, said: str) -> None:
 
 def test_an_unforeseen_error_is_not_explained_away() -> None:
     assert hosting.explain(KeyError("tokens")) is None
+
+
+def test_on_zerogpu_the_lab_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is lent for one run at a time, so the lab has small models on the CPU, and says so of large ones."""
+    import app
+    from fresco.config import ConfigError
+
+    monkeypatch.setattr(hosting, "on_zero", lambda: True)
+    monkeypatch.setitem(app.OPTIONS, "device", "cuda")
+    assert app.load_for_lab("oracle").device.type == "cpu"
+    with pytest.raises(ConfigError, match="the lab runs on the CPU, where flux-dev is too slow; choose sinopia or oracle"):
+        app.load_for_lab("flux-dev")
