@@ -11,10 +11,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from fresco.cli import check, cost, evaluate, generate, oracle, show, sweep, tables, train
+from fresco.cli import check, cost, evaluate, export, generate, oracle, show, sweep, tables, train
 from fresco.errors import FrescoError
 
-COMMANDS = (generate, sweep, evaluate, tables, oracle, cost, check, train)
+COMMANDS = (generate, sweep, evaluate, tables, oracle, cost, check, export, train)
 
 
 def _parser() -> argparse.ArgumentParser:

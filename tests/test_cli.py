@@ -167,3 +167,17 @@ def test_the_module_runs_as_a_program():
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["nfe"] == 18
+
+
+def test_export_writes_what_the_viewers_own_builder_writes(tmp_path, capsys):
+    """The verb and `python -m viz.export` make the same file; an unknown run is one sentence."""
+    from viz import export
+
+    assert main(["export", "--out", str(tmp_path / "a.html"), "anchor", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert export.main(["--out", str(tmp_path / "b.html"), "anchor"]) == 0
+    made = [(tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+    assert made[0] == made[1]
+    assert said == {str(tmp_path / "a.html"): pytest.approx(len(made[0]) / 1e6, abs=1e-3)}
+    assert main(["export", "--out", str(tmp_path / "c.html"), "nothing"]) == 2
+    assert "is no recorded prompt" in capsys.readouterr().err

@@ -262,9 +262,8 @@ def with_lesson(bundles: Sequence[Mapping[str, Any]], taught: lesson.Lesson) -> 
     return [*bundles, *(bundle.load(TRACES / f"{slug}.json") for slug in more)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page or the folder that the command line asks for; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m viz.export", description="Recorded runs as pages of their own.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what to export, and where to."""
     parser.add_argument(
         "runs", nargs="*", metavar="slug | trace.npz", help="recorded prompts and traces; all prompts by default"
     )
@@ -276,23 +275,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lesson", nargs="?", const=lesson.LESSONS, type=Path, metavar="mine.md", help="add our lesson, or one of your own"
     )
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the page or the folder that was asked for, and return {file: MB}.
+
+    Raises:
+        FrescoError: where a run or lesson cannot be read, or the place cannot be written to.
+    """
+    bundles: Sequence[Mapping[str, Any]] = read(args.runs)
+    where = args.lesson or (lesson.LESSONS if args.static and not args.runs else None)
+    taught = lesson.load(where) if where else None
+    if taught:
+        bundles = with_lesson(bundles, taught)
     try:
-        bundles: Sequence[Mapping[str, Any]] = read(args.runs)
-        where = args.lesson or (lesson.LESSONS if args.static and not args.runs else None)
-        taught = lesson.load(where) if where else None
-        if taught:
-            bundles = with_lesson(bundles, taught)
         if args.static:
             files = static_site(args.static, bundles, title=args.title, text=args.text, taught=taught)
         else:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             files = [_write(args.out, page(bundles, title=args.title, text=args.text, taught=taught))]
-    except (FrescoError, OSError) as error:
+    except OSError as error:
+        raise FrescoError(f"{args.static or args.out} cannot be written ({error.strerror}); choose another place") from error
+    return {str(path): round(path.stat().st_size / 1e6, 3) for path in files}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write what the command line asks for; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m viz.export", description="Recorded runs as pages of their own.")
+    add_arguments(parser)
+    try:
+        files = run(parser.parse_args(argv))
+    except FrescoError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    for path in files:
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    for path, size in files.items():
+        print(f"{path}: {size:.2f} MB")
     return 0
 
 
