@@ -365,6 +365,7 @@ def test_a_visitors_own_run_is_kept_renamed_and_removed_in_this_browser(visitor)
     expect(page.page.locator(".fg-list li").first).to_contain_text("mine")
     page.page.reload()
     page.until("d.mode === 'recorded' && +d.frames > 0")
+    expect(page.page.locator("#hardware")).to_contain_text("Runs on")  # Gradio is there: it opens the first run once more
     own = page.page.locator(".fg-list input[value^='own-']")
     expect(own).to_have_count(1)
     own.check(force=True)
