@@ -427,3 +427,22 @@ def tiny_preview(folder: Path, channels: int) -> Path:
     )  # fmt: skip
     vae.save_pretrained(folder)
     return folder
+
+
+class Contract:
+    """What every family promises; a test file's `class TestContract(families.Contract)` runs it on the file's own `case`."""
+
+    def test_full_is_stock(self, case: Case) -> None:
+        check_full_is_stock(case)
+
+    def test_mixed_path_is_stock_on_uniform_grids(self, case: Case) -> None:
+        check_mixed_path_is_stock_on_uniform_grids(case)
+
+    def test_mixed_forwards(self, case: Case) -> None:
+        check_mixed_forwards(case)
+
+    def test_plugin_is_the_sampler(self, case: Case) -> None:
+        check_plugin_is_the_sampler(case)
+
+    def test_offload(self, case: Case) -> None:
+        check_offload(case)

@@ -59,34 +59,18 @@ def case(folder: Path) -> Case:
     return make(reloaded(tiny_sd3(), folder))
 
 
-def test_full_is_stock(case: Case) -> None:
-    families.check_full_is_stock(case)
+class TestContract(families.Contract):
+    """The family keeps the promises of all families."""
 
 
 def test_denoiser_is_the_pipeline(case: Case) -> None:
     families.check_denoiser_is_the_pipeline(case)
 
 
-def test_mixed_path_is_stock_on_uniform_grids(case: Case) -> None:
-    families.check_mixed_path_is_stock_on_uniform_grids(case)
-
-
-def test_mixed_forwards(case: Case) -> None:
-    families.check_mixed_forwards(case)
-
-
-def test_plugin_is_the_sampler(case: Case) -> None:
-    families.check_plugin_is_the_sampler(case)
-
-
 def test_half(case: Case) -> None:
     half = make(copy.deepcopy(case.pipe).to(torch.bfloat16))
     half.guided = None
     families.check_half(half)
-
-
-def test_offload(case: Case) -> None:
-    families.check_offload(case)
 
 
 def test_flops(case: Case) -> None:
