@@ -381,23 +381,30 @@ def _uniform(**changes: Any) -> FrescoConfig:
     return FrescoConfig(nfe=18, stages=(8, 0, 10), selection="all", **changes)
 
 
-def equal_cost() -> dict[str, tuple[FrescoConfig, Cache | None]]:
-    """Return every method at the cost of about 12 full-resolution calls, counted in tokens, on the oracle.
+def equal_cost(
+    stationary: bool = True, teacache: float = 0.17, first_block: float = 0.17
+) -> dict[str, tuple[FrescoConfig, Cache | None]]:
+    """Return every method at the cost of about 12 full-resolution calls, counted in tokens.
 
-    Steps and thresholds are scaled to that cost; whatever looks at the picture goes in random order, since a stationary
-    field has no easy regions (METHOD 2.4). "field": the same with the coherent field in place of fresh noise.
+    Steps and thresholds are scaled to that cost. "field": the same with the coherent field in place of fresh noise.
+
+    Args:
+        stationary: for the oracle, whose field has no easy regions: what looks at the picture goes in random order
+            (METHOD 2.4). False is every method's own order.
+        teacache, first_block: thresholds; those given here make 12 of 50 calls on the oracle.
     """
-    ralu = CATALOGUE["ralu-18"].config.replace(selection="random")
+    order = {"selection": "random"} if stationary else {}
+    ralu = CATALOGUE["ralu-18"].config.replace(**order)
     bottleneck = CATALOGUE["bottleneck-30"].config.replace(nfe=18, head=3, stages=(8, 0, 7))
     speed = _uniform(transition="renoise", noise="fresh", switch=(0.7,))
     jenga = _uniform(transition="redraw", noise="fresh", expansion="bilinear")
-    paper = FrescoConfig.paper(20, stages=(8, 4, 8), selection="random")
+    paper = FrescoConfig.paper(20, stages=(8, 4, 8), **order)
     return {
         "full resolution, 12 steps": (FrescoConfig.full(12), None),
         "Fresco (paper)": (paper, None),
         "Fresco, fresh noise": (paper.replace(noise="fresh"), None),
         "Fresco (recommended)": (
-            FrescoConfig.recommended(20, stages=(9, 4, 7), selection="random", ratio=0.25), None,
+            FrescoConfig.recommended(20, stages=(9, 4, 7), ratio=0.25, **order), None,
         ),
         "Bottleneck": (bottleneck, None),
         "Bottleneck, field": (bottleneck.replace(transition="renoise_x0", noise="field"), None),
@@ -408,11 +415,11 @@ def equal_cost() -> dict[str, tuple[FrescoConfig, Cache | None]]:
         "Jenga-ProRes": (jenga, None),
         "Jenga-ProRes, field": (jenga.replace(noise="field"), None),
         "JiT": (FrescoConfig.full(18), Sparse()),
-        "AViTS": (CATALOGUE["avits-18"].config.replace(nfe=20, stages=(5, 9, 6), selection="random"), None),
-        "TeaCache": (FrescoConfig.full(50), TeaCache(0.17)),
-        "FirstBlockCache": (FrescoConfig.full(50), FirstBlock(0.17)),
+        "AViTS": (CATALOGUE["avits-18"].config.replace(nfe=20, stages=(5, 9, 6), **order), None),
+        "TeaCache": (FrescoConfig.full(50), TeaCache(teacache)),
+        "FirstBlockCache": (FrescoConfig.full(50), FirstBlock(first_block)),
         "TaylorSeer, N = 4": (FrescoConfig.full(46), TaylorSeer(4, 1)),
         "Fresco + TaylorSeer, N = 2": (
-            FrescoConfig.paper(40, stages=(16, 8, 16), selection="random"), TaylorSeer(2, 1, inside=False),
+            FrescoConfig.paper(40, stages=(16, 8, 16), **order), TaylorSeer(2, 1, inside=not stationary),
         ),
     }  # fmt: skip

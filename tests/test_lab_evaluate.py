@@ -21,7 +21,7 @@ from fresco.cli import settings
 from fresco.config import ConfigError, FrescoConfig
 from fresco.errors import FrescoError
 from fresco.lab import evaluate as lab
-from fresco.lab.judges import JUDGES, JudgeError, load_judge
+from fresco.lab.judges import JudgeError, load_judge
 from fresco.lab.store import Store, read_lines
 from fresco.metrics import interval, paired, psnr
 from fresco.record import run
@@ -179,6 +179,22 @@ def test_a_judge_may_come_later_and_scores_each_picture_once(folder):
     assert row["difference"]["green"][1] < row["difference"]["green"][0] < row["difference"]["green"][2]
 
 
+def test_a_judge_of_crowds_sees_every_picture_of_a_row(folder):
+    """One distance a row, over all its prompts and seeds: here the mean green itself."""
+
+    class Crowd(Greenness):
+        def distance(self, pictures):
+            assert len(pictures) == len(TASK.units)
+            return float(pictures[..., 1].mean())
+
+    store = Store(folder / "results.jsonl")
+    rows = {r["run"]: r for r in lab.summary(Worded(), TASK, folder, judges=[Greenness(), Crowd()])["rows"]}
+    for label, config in CONFIGS.items():
+        own = [store.read(store.lines()[key]).picture for p in TASK.prompts for key in _keys(store, p, config)]
+        assert rows[label]["frechet"] == [pytest.approx(np.mean([x[..., 1] for x in own])), None, None]
+    assert "frechet" not in lab.summary(Worded(), TASK, folder, judges=[Greenness()])["rows"][0]
+
+
 def _keys(store, prompt, config):
     return [
         key for key, line in store.lines().items()
@@ -328,7 +344,6 @@ def test_a_judge_without_its_package_says_how_to_get_it(monkeypatch, name, modul
         load_judge(name)
     with pytest.raises(JudgeError, match="clip-iqa"):
         load_judge("taste")
-    assert set(JUDGES) == {"judge", "image-reward", "clip-score", "clip-iqa"}
 
 
 def test_videos_lie_as_vbench_reads_them(tmp_path):

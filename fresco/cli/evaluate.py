@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="judge (the bundled model's own), image-reward, clip-score, clip-iqa",
+        help="judge, judge-asked, judge-object (the bundled model's own; with a Frechet distance), "
+        "image-reward, clip-score, clip-iqa",
     )
     parser.add_argument("--against", metavar="LABEL", help="the setting that others are paired with; the first by default")
     parser.add_argument("--out", type=Path, required=True, help="folder for results*.jsonl, scores*.jsonl, pictures/")
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     evaluate.wait_for_all()
     if index:
         return {}
-    found = evaluate.summary(model, task, args.out, args.against)
+    found = evaluate.summary(model, task, args.out, args.against, judges)
     if args.videos:
         found["videos"] = len(evaluate.write_videos(model, task, args.out, fps=args.fps))
     return found

@@ -29,7 +29,7 @@ from fresco.config import ConfigError, FrescoConfig
 from fresco.cost import REFERENCE_STEPS, same_flops_steps
 from fresco.denoiser import Model
 from fresco.errors import FrescoError
-from fresco.lab.judges import Judge
+from fresco.lab.judges import CrowdJudge, Judge
 from fresco.lab.store import Store, append_line, read_lines
 from fresco.lab.sweep import Cell, Result, distinct, key_of, reference_cell, sweep
 from fresco.metrics import interval, paired
@@ -238,7 +238,7 @@ def by_prompt(values: Mapping[tuple[str, int], float], prompts: Iterable[str]) -
     return [float(np.mean([v for (p, _), v in values.items() if p == prompt])) for prompt in prompts]
 
 
-def summary(model: Model, task: Task, folder: Path, against: str | None = None) -> dict[str, Any]:
+def summary(model: Model, task: Task, folder: Path, against: str | None = None, judges: Sequence[Judge] = ()) -> dict[str, Any]:
     """Return what the finished runs say, as a JSON-able dict.
 
     Every number is a mean over prompts of the mean over seeds, with its 95 % t interval over prompts (with one prompt: over
@@ -249,6 +249,7 @@ def summary(model: Model, task: Task, folder: Path, against: str | None = None) 
     Args:
         model, task, folder: as in `generate`.
         against: a label; every other row also gets its paired difference to that one. None is the first setting.
+        judges: where one of them can, each row also gets `frechet`, the distance of all its pictures to real ones.
 
     Raises:
         ConfigError: where `against` is no label.
@@ -262,6 +263,7 @@ def summary(model: Model, task: Task, folder: Path, against: str | None = None) 
     if against not in task.labels:
         raise ConfigError(f"there is no setting called {against!r} to compare with; choose one of {', '.join(task.labels)}")
     table: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+    stored: dict[str, list[dict[str, Any]]] = {}
     complete = []
     for prompt, seed in task.units:
         cells = task.seeded(seed)
@@ -276,15 +278,22 @@ def summary(model: Model, task: Task, folder: Path, against: str | None = None) 
         complete.append((prompt, seed))
         for label, key in keys.items():
             line = lines[key]
+            stored.setdefault(label, []).append(line)
             psnr = None if line["psnr"] is None else float(line["psnr"])
             ratio = math.log(lines[reference]["seconds"] / line["seconds"])
             table.setdefault(label, {})[prompt, seed] = {**line, "psnr": psnr, "log_ratio": ratio, **judged.get(key, {})}
-    judges = sorted({judge for _, judge in scores})
-    rows = [_row(label, units, judges) for label, units in table.items()]
+    names = sorted({judge for _, judge in scores})
+    rows = [_row(label, units, names) for label, units in table.items()]
+    crowd = next((judge for judge in judges if isinstance(judge, CrowdJudge)), None)
+    if crowd is not None and len(complete) > 1:
+        store = Store(folder / "results.jsonl")
+        for row in rows:
+            pictures = np.concatenate([store.read(line).picture for line in stored[row["run"]]])
+            row["frechet"] = _stated([crowd.distance(pictures)])
     base = table.get(against, {})
     for row in rows:
         if row["run"] != against:
-            row["difference"] = _difference(table[row["run"]], base, (*METRICS, *judges))
+            row["difference"] = _difference(table[row["run"]], base, (*METRICS, *names))
     return {
         "model": model.name, "weights": model.provenance, "prompts": len(task.prompts), "seeds": list(task.seeds),
         "units": len(task.units), "units_complete": len(complete), "against": against, "rows": rows,

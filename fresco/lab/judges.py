@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fresco.errors import FrescoError
-from fresco.lab.own_judge import OwnJudge
+from fresco.lab.own_judge import Grader, ObjectGrader, OwnJudge
 
 Picture = NDArray[np.uint8]
 
@@ -28,6 +28,14 @@ class Judge(Protocol):
 
     def __call__(self, prompt: str, picture: Picture) -> float:
         """Return the score of a picture (T, H, W, 3) uint8 for a prompt; a video's is the mean over its frames."""
+
+
+@runtime_checkable
+class CrowdJudge(Protocol):
+    """A judge that can also tell how far a set of pictures is from real ones."""
+
+    def distance(self, pictures: Picture) -> float:
+        """Return the squared Frechet distance of pictures (B, H, W, 3) uint8 to real ones: lower is better."""
 
 
 class _Framed:
@@ -99,11 +107,13 @@ class ClipIqa(_Framed):
 
 JUDGES: dict[str, Callable[[str], Judge]] = {
     "judge": OwnJudge,
+    "judge-asked": Grader,
+    "judge-object": ObjectGrader,
     "image-reward": ImageReward,
     "clip-score": ClipScore,
     "clip-iqa": ClipIqa,
 }
-"""Name -> judge, made with the name of a device; "judge" is the bundled model's own and needs no package."""
+"""Name -> judge, made with the name of a device; those called judge are the bundled model's own and need no package."""
 
 
 def load_judge(name: str, device: str = "cpu") -> Judge:

@@ -102,6 +102,7 @@ class OwnJudge:
                 f"the judge has no weights in {folder.name}/; train them: python -m fresco.training.judge (about half an hour "
                 "on a CPU), or choose another judge"
             )
+        self.folder = folder
         self.about: dict[str, Any] = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
         names = [self.about[kind] for kind in ("concepts", "styles", "colours")]
         self.net = JudgeNet(*(len(n) for n in names)).eval()
@@ -115,11 +116,17 @@ class OwnJudge:
         return TextEncoder(int(self.about["max_tokens"]), torch.device("cpu"))
 
     @cached_property
-    def told(self) -> dict[str, str]:
-        """Prompt of the benchmark -> the plain caption that its pictures are compared with, whatever the spelling."""
+    def asked(self) -> dict[str, dict[str, str]]:
+        """Prompt of the benchmark -> its line: what it is `told` as, whatever the spelling, and what it asks for."""
         files = [FOLDER / f"{name}.jsonl" for name in ("prompts", "development")]
         rows = [json.loads(line) for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()]
-        return {row["prompt"]: row["told"] for row in rows}
+        return {row["prompt"]: row for row in rows}
+
+    @cached_property
+    def real(self) -> Moments:
+        """Mean and covariance of the features of real drawings in combinations that it was not trained on."""
+        with np.load(self.folder / "judge_real.npz") as file:
+            return file["mean"].astype(np.float64), file["covariance"].astype(np.float64)
 
     @torch.no_grad()
     def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -130,7 +137,7 @@ class OwnJudge:
     def scores(self, prompts: Sequence[str], pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return (B, P): 100 times the cosine of each picture (B, H, W, 3) with each prompt, or with what it is `told` as."""
         seen = self.net.pictures(torch.from_numpy(self.features(pictures)))
-        told = self.net.captions(self._text([self.told.get(prompt, prompt) for prompt in prompts])[1])
+        told = self.net.captions(self._text([self._told(prompt) for prompt in prompts])[1])
         return (100 * seen @ told.T).numpy()  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -139,23 +146,67 @@ class OwnJudge:
         seen = torch.from_numpy(self.features(pictures))
         return {k: [self.names[k][i] for i in head(seen).argmax(1).tolist()] for k, head in self.net.heads.items()}
 
+    def _told(self, prompt: str) -> str:
+        return self.asked[prompt]["told"] if prompt in self.asked else prompt
+
     def __call__(self, prompt: str, picture: Picture) -> float:
         """Return the score of a picture (T, H, W, 3) uint8 for a prompt; a video's is the mean over its frames."""
         return float(self.scores([prompt], picture).mean())
 
+    def distance(self, pictures: NDArray[np.uint8]) -> float:
+        """Return the squared Frechet distance of pictures (B, H, W, 3) to real drawings, in this judge's features."""
+        return frechet(moments(self.features(pictures)), self.real)
 
-def frechet(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
-    """Return the squared Frechet distance of two sets of features, (N, F) and (M, F), taken as Gaussians.
 
-    `|mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)`. Source: Heusel et al. 2017.
+class Grader(OwnJudge):
+    """The judge's classifiers: the share of what a prompt of the benchmark asks for (object, style, colour) that they see."""
+
+    name = "judge-asked"
+    kinds: tuple[str, ...] = ("concept", "style", "colour")
+
+    def __call__(self, prompt: str, picture: Picture) -> float:
+        """Return the share, 0 to 1, for a picture (T, H, W, 3) uint8; a video's is the mean over its frames.
+
+        Raises:
+            FrescoError: where the prompt is not one of the benchmark's, so that nobody has said what it asks for.
+        """
+        if prompt not in self.asked:
+            raise FrescoError(
+                f"{self.name} does not know what {prompt[:60]!r} asks for; use the prompts of assets/benchmark, or `judge`"
+            )
+        row, seen = self.asked[prompt], self.classify(picture)
+        wanted = [kind for kind in self.kinds if kind in row]
+        return float(np.mean([[name == row[kind] for name in seen[kind]] for kind in wanted]))
+
+
+class ObjectGrader(Grader):
+    """As `Grader`, the object alone: every prompt asks for one."""
+
+    name = "judge-object"
+    kinds = ("concept",)
+
+
+Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def moments(features: NDArray[np.floating[Any]]) -> Moments:
+    """Return the mean (F,) and the covariance (F, F) of features (N, F).
 
     Raises:
         ValueError: below two rows.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"a Frechet distance needs at least 2 pictures on each side; got {len(a)} and {len(b)}")
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    if len(features) < 2:
+        raise ValueError(f"a Frechet distance needs at least 2 pictures on each side; got {len(features)}")
+    return features.mean(0, dtype=np.float64), np.cov(features.astype(np.float64), rowvar=False)
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """Return the squared Frechet distance of two Gaussians, each a mean (F,) and a covariance (F, F).
+
+    `|mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)`. Source: Heusel et al. 2017.
+    """
+    (ma, ca), (mb, cb) = a, b
     values, vectors = np.linalg.eigh(ca)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * cross)
+    return float(((ma - mb) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * cross)

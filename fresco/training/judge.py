@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from fresco.backends.sinopia import TextEncoder, assets_dir
-from fresco.lab.own_judge import SIDE, JudgeNet
+from fresco.lab.own_judge import SIDE, JudgeNet, OwnJudge, moments
 from fresco.training import data
 from fresco.training.recipes import PALETTE, PARAMETERS, Scene, Thing, held_out
 from fresco.training.scenes import Composer, pack
@@ -198,6 +198,16 @@ def train(world: World, out: Path, *, steps: int, batch: int = 128, lr: float = 
     return found
 
 
+@torch.no_grad()
+def real(world: World, out: Path, n: int = 2048, seed: int = 3) -> None:
+    """Write `judge_real.npz`, the moments of the features of n real drawings of held-out combinations: Frechet's other side."""
+    judge, rng = OwnJudge(folder=out), np.random.default_rng(seed)
+    batches = [world.draw(rng, 64, evaluate=True)[0] for _ in range(n // 64)]
+    features = [judge.features(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()) for x in batches]
+    mean, covariance = moments(np.concatenate(features))
+    np.savez_compressed(out / "judge_real.npz", mean=mean.astype(np.float32), covariance=covariance.astype(np.float32))
+
+
 def sheet(world: World, out: Path, rows: int = 8, across: int = 10, seed: int = 2) -> None:
     """Write `held_out.webp`, real drawings of held-out combinations, and `held_out.jsonl`, what they show: for the tests."""
     pictures, _, labels = world.draw(np.random.default_rng(seed), rows * across, evaluate=True)
@@ -216,6 +226,7 @@ def main() -> None:
     args = parser.parse_args()
     world = World.load(args.data)
     print(json.dumps(train(world, args.out, steps=args.steps), indent=1))
+    real(world, args.out)
     sheet(world, args.out)
 
 

@@ -1,0 +1,131 @@
+"""The README's quality tables, each by one command; goes on after a kill. Hours on two cores; run by hand.
+
+    OMP_WAIT_POLICY=PASSIVE python -m tests.benchmarks.quality ablation --out out/quality
+
+Prompts of the development set for everything that is chosen by looking; the 200 for `price` alone, once. Same seed, paired,
+against the 50-step full-resolution picture; scores by the bundled model's own judge (`fresco.lab.own_judge`).
+With `--share 0/2` and `--share 1/2` two processes do half of the prompts each; `--report` prints what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fresco.backends import load_model
+from fresco.baselines import CachedModel, equal_cost
+from fresco.config import FrescoConfig
+from fresco.denoiser import Model
+from fresco.lab import ablation, evaluate
+from fresco.lab.judges import load_judge
+from fresco.lab.sweep import Cell
+
+BENCHMARK = Path(__file__).parents[2] / "assets" / "benchmark"
+JUDGES = ("judge", "judge-asked", "judge-object")
+OURS = FrescoConfig.recommended(18)
+PRICE = (18, 30, 11, 9)
+THRESHOLDS = (0.17, 0.17)  # of TeaCache and FirstBlockCache: about 12 of 50 calls on this model
+
+
+def _cells(configs: dict[str, FrescoConfig]) -> tuple[Cell, ...]:
+    return tuple(Cell({}, label, config) for label, config in configs.items())
+
+
+def price(model: Model) -> tuple[Cell, ...]:
+    """Fresco at the paper's NFE, beside full resolution at the same NFE; the same FLOPs come by themselves."""
+    found = {}
+    for nfe in PRICE:
+        found[f"recommended, NFE {nfe}"] = FrescoConfig.recommended(nfe)
+        found[f"full, {nfe} steps"] = FrescoConfig.full(nfe)
+    return _cells(found)
+
+
+def switches(model: Model) -> tuple[Cell, ...]:
+    """The paper's ablation, then every other switch of this project."""
+    return tuple(ablation.cells(OURS, ablation.ROWS + ablation.MORE, model.bind(OURS)))
+
+
+def peers(model: Model) -> tuple[Cell, ...]:
+    """Every method at the cost of about 12 full steps."""
+    return tuple(
+        Cell({}, label, config, partial(CachedModel, cache=cache, label=str(cache)) if cache else None)
+        for label, (config, cache) in equal_cost(False, *THRESHOLDS).items()
+    )
+
+
+def sensitivity(model: Model) -> tuple[Cell, ...]:
+    """Tau, ratio, the split and the window, one at a time."""
+    taus = {f"tau {tau:g}": OURS.replace(tau=tau) for tau in (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)}
+    ratios = {f"ratio {ratio:g}": OURS.replace(ratio=ratio) for ratio in (0.1, 0.2, 0.4, 0.6, 0.8)}
+    splits = {
+        f"split {'/'.join(map(str, split))}": OURS.replace(stages=split)
+        for split in ((3, 7, 8), (6, 3, 9), (6, 7, 5), (6, 10, 2), (9, 5, 4), (12, 3, 3))
+    }
+    return _cells({"recommended": OURS} | taus | ratios | splits)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One measurement: its cells, its prompts, whether each run also meets full resolution at its own cost."""
+
+    cells: Callable[[Model], tuple[Cell, ...]]
+    prompts: str = "development"
+    same_flops: bool = False
+
+
+TABLES = {
+    "price": Table(price, "prompts", same_flops=True),
+    "price-dev": Table(price, same_flops=True),
+    "ablation": Table(switches),
+    "peers": Table(peers),
+    "sensitivity": Table(sensitivity),
+}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Return a summary as the README's table: means, and half of each 95 % interval."""
+    columns = {
+        "full_steps": "full steps", "speedup": "FLOPs x", "seconds_speedup": "seconds x", "judge": "judge",
+        "judge-asked": "asked", "judge-object": "object", "frechet": "Frechet", "psnr": "PSNR dB", "ssim": "SSIM",
+    }  # fmt: skip
+    lines = [f"| run | {' | '.join(columns.values())} |", "| --- |" + " --- |" * len(columns)]
+    for row in found["rows"]:
+        said = [_said(row.get(name), 3 if name in ("ssim", "judge-asked", "judge-object") else 2) for name in columns]
+        lines.append(f"| {row['run']} | {' | '.join(said)} |")
+    return "\n".join([f"{found['units_complete']} of {found['units']} prompts; paired with {found['against']}", "", *lines])
+
+
+def _said(value: Sequence[Any] | None, digits: int) -> str:
+    if value is None or isinstance(value[0], str):
+        return "" if value is None else value[0]
+    mean, low, high = value
+    return f"{mean:.{digits}f}" + ("" if low is None or high - low < 1e-9 else f" ± {(high - low) / 2:.{digits}f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--out", type=Path, default=Path("out/quality"))
+    parser.add_argument("--share", default="0/1", help="which process of how many this is")
+    parser.add_argument("--only", type=int, help="the first so many prompts")
+    parser.add_argument("--report", action="store_true", help="run nothing, print what is finished")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    table, (index, count) = TABLES[args.table], map(int, args.share.split("/"))
+    model = load_model("sinopia", device="cpu")
+    prompts = evaluate.read_prompts(BENCHMARK / f"{table.prompts}.jsonl")[: args.only]
+    task = evaluate.Task(prompts, (0,), table.cells(model), table.same_flops)
+    judges = [load_judge(name) for name in JUDGES]
+    if not args.report:
+        evaluate.generate(model, task, args.out, index=index, count=count, judges=judges)
+    found = evaluate.summary(model, task, args.out, judges=judges)
+    print(json.dumps(found, indent=1) if args.json else markdown(found))
+
+
+if __name__ == "__main__":
+    main()
