@@ -199,8 +199,8 @@ class _Run:
 
     def __enter__(self) -> _Run:
         for transformer in self.families:
-            if caches.enabled(transformer):
-                caches.reset(transformer)  # of a call that was interrupted, perhaps
+            caches.check(transformer, mixed=not self.config.is_full)
+            caches.reset(transformer)  # of a call that was interrupted, perhaps
         self.stock = self.pipe.scheduler
         ours = copy.copy(self.stock)  # shifts set by hand are attributes, not config
         ours.__class__, ours.run = _Scheduler, self
@@ -391,6 +391,7 @@ class _Run:
         self.x, self.sigma, self.calls, self.index = step.x_next, step.sigma_next, 0, self.index + 1
         if not self.config.is_full and self.index < len(self.scheduler.timesteps):
             self.scheduler.timesteps[self.index] = self.sigma * 1000  # what a callback is told
+            self.scheduler.sigmas[self.index] = self.sigma  # and a cache (SeaCache, of Wan)
         self.clock = Mark(velocity.device)
         if velocity.device.type == "cpu":
             self.settle()
@@ -401,7 +402,7 @@ class _Run:
         stays = self.config.transition == "carry"  # the noise level, and with it what features mean
         moved = (transformer, step.grid, step.grid_next, self.text_tokens, self.family.text_first)
         if not (self.cached == "remap" and stays and caches.remap(*moved)):
-            caches.reset(transformer)
+            caches.reset(transformer, promoted=True)
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """Return all cells' tokens, (B, cells, D), of the newest grid's: a parent's latent pixels are replicated."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -16,12 +17,27 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
-from diffusers import AutoencoderTiny
+from diffusers import (
+    AutoencoderTiny,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
+from diffusers.hooks import (
+    SeaCacheConfig,
+    apply_first_block_cache,
+    apply_mag_cache,
+    apply_pyramid_attention_broadcast,
+    apply_taylorseer_cache,
+)
+from diffusers.hooks.sea_cache import apply_sea_cache
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import fresco
 from fresco.backends.family import Family, Seating, Shape, seated, seating
-from fresco.backends.hub import gb
+from fresco.backends.hub import compile_blocks, gb
 from fresco.backends.stock import StockDenoiser
 from fresco.config import FrescoConfig
 from fresco.denoiser import Conditioning
@@ -63,6 +79,9 @@ class Case:
         close: tolerance, relative to the largest number, where guidance is one batch in the pipeline and two calls in the
             denoiser; 0 is bit for bit.
         several: name of the argument for several results of a call.
+        uncached: what the stock pipeline raises with a feature cache that it cannot have, and what the enabled one does, by
+            the cache's name.
+        graphs: most graphs that compiled blocks may take in mixed runs, for every number of tokens.
     """
 
     pipe: Any
@@ -76,6 +95,8 @@ class Case:
     plain: dict[str, Any] = field(default_factory=dict)
     close: float = 0.0
     several: str = "num_images_per_prompt"
+    uncached: dict[str, tuple[str, str]] = field(default_factory=dict)
+    graphs: int = 2
 
     def ways(self) -> list[bool]:
         """Return whether to guide: both, where the pipeline can."""
@@ -344,7 +365,221 @@ def check_offload(case: Case) -> None:
             hook.remove()
 
 
-# (f) cost
+# (f) what people put on a pipeline: a LoRA, compiled blocks, feature caches
+
+
+def lora_file(transformer: Any, path: Path, scale: float = 0.3) -> dict[str, torch.Tensor]:
+    """Write a LoRA of rank 2 on the query projections, as `save_lora_weights` does, and return each weight's change."""
+    generator, tensors, changes = seeded(11), {}, {}
+    for name, module in transformer.named_modules():
+        if name.endswith((".to_q", ".to_qkv_mlp_proj")):  # the latter is FLUX.2's, all projections in one
+            down, up = (
+                torch.randn(size, generator=generator) * scale for size in ((2, module.in_features), (module.out_features, 2))
+            )
+            tensors |= {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
+            changes[f"{name}.weight"] = up @ down
+    save_file(tensors, path)
+    return changes
+
+
+def transformers_of(case: Case) -> list[Any]:
+    """Return the pipeline's transformers; Wan 2.2 A14B has two."""
+    return [part for part in (case.pipe.transformer, getattr(case.pipe, "transformer_2", None)) if part is not None]
+
+
+def check_lora(case: Case, folder: Path) -> None:
+    """Loaded by the pipeline's own loader: full is stock, bit for bit, a mixed call the sampler; unloaded, it is gone."""
+    plain = case.run(3)[1]
+    assert len(lora_file(case.pipe.transformer, folder / "style.safetensors")) >= 2
+    case.pipe.load_lora_weights(str(folder), weight_name="style.safetensors")
+    try:
+        want = case.run(3)[1]
+        assert float((want - plain).abs().max()) > 0.01
+        with fresco.enable(case.pipe, FrescoConfig.full(3)):
+            assert torch.equal(case.run(3)[1], want)
+        check_plugin_is_the_sampler(case, ("recommended",))
+    finally:
+        case.pipe.unload_lora_weights()
+    assert torch.equal(case.run(3)[1], plain)
+
+
+def check_compiled(case: Case) -> None:
+    """Compiled blocks are the same to rounding, mixed and full, and no number of tokens is compiled anew."""
+    mixed = FrescoConfig(nfe=4, stages=(1, 2, 1), selection="random", ratio=0.4, checks="every", frame="coarse")
+    configs = (mixed, mixed.replace(ratio=0.7), FrescoConfig.full(4))
+    counts, tokens = [], set()
+
+    def made() -> list[torch.Tensor]:
+        found = []
+        for seed, config in enumerate(configs):
+            with fresco.enable(case.pipe, config):
+                found.append(case.run(4, seed=seed)[1])
+            counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+            tokens.update(len(event.grid) for event in fresco.last_trace(case.pipe).events)
+        return found
+
+    want = made()
+    assert len(tokens) >= 4
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    counts.clear()
+    try:
+        for transformer in transformers_of(case):
+            compile_blocks(transformer, backend="eager")  # the tracer as it is, without the code generator
+        got = made()
+    finally:
+        for module in (module for transformer in transformers_of(case) for module in transformer.modules()):
+            module._compiled_call_impl = None
+        torch._dynamo.reset()
+    assert 0 < counts[0] <= case.graphs
+    assert counts[0] == counts[1]  # other numbers of tokens
+    assert counts[2] <= 2 * counts[1]  # the stock positions of a full run may be another kind of view (Wan)
+    for one, other in zip(got, want, strict=True):
+        assert_near(one, other, 1e-5)
+
+
+NO_CONTEXT = dict.fromkeys(("taylorseer", "first block"), ("No cache context is set",) * 2)  # the pipeline opens none
+STEPS = 9
+OUTLIER = 8  # a step whose ratio says that features change too much to be kept
+CACHES: dict[str, tuple[Callable[[], Any], Callable[..., None]]] = {
+    "taylorseer": (
+        lambda: TaylorSeerCacheConfig(
+            cache_interval=3, disable_cache_before_step=2, taylor_factors_dtype=torch.float32,
+            cache_identifiers=[r"[a-z_]*(blocks|layers)\.\d+\.(attn1?|attention)"],  # by default Wan's and LTX's stay out
+        ),
+        apply_taylorseer_cache,
+    ),
+    "first block": (lambda: FirstBlockCacheConfig(threshold=1e9), apply_first_block_cache),  # hits wherever it may
+    "mag": (
+        lambda: MagCacheConfig(
+            mag_ratios=[0.1 if step == OUTLIER else 1.0 for step in range(STEPS)], num_inference_steps=STEPS,
+            retention_ratio=0.2, max_skip_steps=1, threshold=0.5,
+        ),
+        apply_mag_cache,
+    ),
+    "attention broadcast": (
+        lambda: PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2, spatial_attention_timestep_skip_range=(-1, 1001),
+            cross_attention_block_skip_range=2, cross_attention_timestep_skip_range=(-1, 1001),
+            current_timestep_callback=lambda: 500, spatial_attention_block_identifiers=("blocks", "layers"),
+            cross_attention_block_identifiers=("blocks", "layers"),
+        ),
+        apply_pyramid_attention_broadcast,
+    ),
+    "sea": (lambda: SeaCacheConfig(threshold=1e9, max_consecutive_cached=2), apply_sea_cache),
+}  # fmt: skip
+
+
+def computed(kind: str, promoted: list[bool], told: bool) -> list[bool]:
+    """Return at which steps a cache of CACHES computes what it keeps, by its own rule, written out.
+
+    Args:
+        kind: its name.
+        promoted: of each step, whether its tokens are others than the step's before.
+        told: whether the pipeline tells caches its steps; SeaCache keeps nothing otherwise.
+    """
+    found: list[bool] = []
+    since, skipped = 0, 0  # steps since the tokens are these, and steps without computing until now
+    for step, new in enumerate(promoted):
+        since = 0 if new else since + 1 if step else 0
+        fresh = since == 0
+        now = {
+            "taylorseer": since < 2 or since % 3 == 0,
+            "first block": fresh,
+            "mag": fresh or step < round(0.2 * STEPS) or skipped == 1 or step == OUTLIER,
+            "attention broadcast": since % 2 == 0,
+            "sea": not told or fresh or skipped == 2 or step == len(promoted) - 1,
+        }[kind]
+        skipped = 0 if now else skipped + 1
+        found.append(now)
+    return found
+
+
+def check_cache(case: Case, kind: str, told: bool = False) -> None:
+    """Full is the stock pipeline with the same cache, bit for bit; a promotion starts the cache anew.
+
+    Args:
+        case: the pipeline.
+        kind: a name in CACHES.
+        told: whether the pipeline tells caches its steps.
+    """
+    plain = case.run(STEPS)[1]
+    log: list[bool] = []
+    handles = [handle for transformer in transformers_of(case) for handle in watched(transformer, log)]
+    make, apply = CACHES[kind]
+    for transformer in transformers_of(case):
+        if hasattr(transformer, "enable_cache"):
+            transformer.enable_cache(make())
+        else:  # SD3 and Z-Image
+            apply(transformer, make())
+    try:
+        if kind in case.uncached:
+            stock, ours = case.uncached[kind]
+            with pytest.raises(Exception, match=stock):
+                case.run(STEPS)
+            with fresco.enable(case.pipe, FrescoConfig(nfe=STEPS)), pytest.raises(Exception, match=ours):
+                case.run(STEPS)
+            return
+        for guided in reversed(case.ways()):
+            forget(case)
+            log.clear()
+            want = case.run(STEPS, guided)[1]
+            if not guided:
+                assert log == computed(kind, [False] * STEPS, told)
+                assert torch.equal(want, plain) == all(log)
+            with fresco.enable(case.pipe, FrescoConfig.full(STEPS)):
+                assert torch.equal(case.run(STEPS, guided)[1], want)
+        config = FrescoConfig(nfe=STEPS, stages=(4, 3, 2), selection="random", ratio=0.4, checks=1)
+        with fresco.enable(case.pipe, config):
+            log.clear()
+            got = case.run(STEPS)[1]
+            grids = [len(event.grid) for event in fresco.last_trace(case.pipe).events]
+            changed = [False, *(one != other for one, other in pairwise(grids))]
+            assert changed == [False] * 4 + [True, False, False, True, False]
+            assert log == computed(kind, changed, told)
+            assert got.isfinite().all()
+            assert torch.equal(case.run(STEPS)[1], got)
+    finally:
+        fresco.disable(case.pipe)
+        for handle in handles:
+            handle.remove()
+        for transformer in transformers_of(case):
+            uncache(transformer)
+    assert torch.equal(case.run(STEPS)[1], plain)
+
+
+def watched(transformer: Any, log: list[bool]) -> list[Any]:
+    """Note of every forward whether the last block's attention was computed; return the hooks' handles."""
+    block = [part for part in transformer.children() if isinstance(part, torch.nn.ModuleList) and part[0].children()][-1][-1]
+    attention = next(part for name, part in block.named_children() if name.startswith("attn") or name == "attention")
+    inner = next(part for part in attention.modules() if isinstance(part, torch.nn.Linear))
+    seen: list[bool] = []
+
+    def finish(*_: Any) -> None:
+        log.append(bool(seen))
+        seen.clear()
+
+    return [inner.register_forward_hook(lambda *_: seen.append(True)), transformer.register_forward_hook(finish)]
+
+
+def forget(case: Case) -> None:
+    """Reset every cache: pipelines themselves do so after a call, but only those of classes with `enable_cache`."""
+    for module in (module for transformer in transformers_of(case) for module in transformer.modules()):
+        if hasattr(module, "_diffusers_hook"):
+            module._diffusers_hook.reset_stateful_hooks(recurse=False)
+
+
+def uncache(transformer: Any) -> None:
+    """Take every cache's hooks off a transformer."""
+    if getattr(transformer, "is_cache_enabled", False):
+        transformer.disable_cache()
+    for module in transformer.modules():
+        registry = vars(module).pop("_diffusers_hook", None)
+        for name in [] if registry is None else list(registry.hooks):
+            registry.remove_hook(name, recurse=False)
+
+
+# (g) cost
 
 
 def check_flops(case: Case, text: int, shapes: tuple[Shape, ...] = ((1, 5, 7), (1, 9, 13))) -> None:
@@ -370,7 +605,7 @@ def check_flops(case: Case, text: int, shapes: tuple[Shape, ...] = ((1, 5, 7), (
     assert flops(len(grid)) == pytest.approx(counter.get_total_flops(), rel=1e-12)
 
 
-# (g) the loaded model
+# (h) the loaded model
 
 
 def check_model(case: Case, model: Any, guidance: float | None = None, **call: Any) -> None:
@@ -446,3 +681,14 @@ class Contract:
 
     def test_offload(self, case: Case) -> None:
         check_offload(case)
+
+
+class Additions:
+    """What people put on a pipeline, in full and in mixed runs; a test file runs it as it does `Contract`."""
+
+    def test_lora(self, case: Case, tmp_path: Path) -> None:
+        check_lora(case, tmp_path)
+
+    @pytest.mark.parametrize("kind", CACHES)
+    def test_cache(self, case: Case, kind: str) -> None:
+        check_cache(case, kind)

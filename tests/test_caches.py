@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    FasterCacheConfig,
     FirstBlockCacheConfig,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )  # fmt: skip
+from diffusers.hooks.hooks import CacheContext
 
 import fresco
-from fresco.backends import caches
+from fresco.backends import ModelError, caches
 from fresco.backends.flux import FlowSchedule, FluxDenoiser
 from fresco.config import FrescoConfig
 from fresco.cost import TransformerShape
@@ -36,7 +38,8 @@ KINDS = {
     "taylorseer": lambda pipe: TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=1, max_order=1),
     "first block": lambda pipe: FirstBlockCacheConfig(threshold=1e9),  # hits wherever it may
     "mag": lambda pipe: MagCacheConfig(
-        mag_ratios=[1.0] * NFE, num_inference_steps=NFE, retention_ratio=0.2, max_skip_steps=1, threshold=0.5
+        mag_ratios=[1.0, 1.0, 1.0, 1.0, 0.2, 1.0, 0.2, 1.0, 1.0], num_inference_steps=NFE,
+        retention_ratio=0.2, max_skip_steps=1, threshold=0.5
     ),
     "attention broadcast": lambda pipe: PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, spatial_attention_timestep_skip_range=(-1, 1001),
@@ -101,11 +104,16 @@ def test_a_promotion_starts_a_cache_anew(pipe: Any) -> None:
 def by_hand(pipe: Any, config: FrescoConfig) -> torch.Tensor:
     class Cached(FluxDenoiser):
         last: TokenGrid | None = None
+        step = 0
 
         def __call__(self, x: torch.Tensor, grid: TokenGrid, sigma: float, cond: Conditioning) -> torch.Tensor:
             if grid is not self.last:
                 self.transformer._reset_stateful_cache()
-            self.last = grid
+                head = self.transformer.transformer_blocks[0]._diffusers_hook.get_hook("mag_cache_leader_block_hook")
+                if head is not None:  # its ratios belong to steps
+                    head.state_manager.set_context(CacheContext("cond"))
+                    head.state_manager.get_state().step_index = self.step
+            self.last, self.step = grid, self.step + 1
             with self.transformer.cache_context("cond"):
                 return super().__call__(x, grid, sigma, cond)
 
@@ -194,4 +202,28 @@ def test_a_remapped_cache_goes_on(shared: Any) -> None:
         assert torch.equal(made(shared, config=anew, cached="remap"), made(shared, config=anew))
     finally:
         handle.remove()
+        shared.transformer.disable_cache()
+
+
+def test_faster_cache_is_for_full_runs(shared: Any) -> None:
+    """It may not begin to skip before it has seen a step, and a promotion would make it do so; in full it is stock's."""
+    asked = iter(range(10**6))  # of each step, by the whole model and by its two attentions
+    shared.transformer.enable_cache(
+        FasterCacheConfig(
+            spatial_attention_timestep_skip_range=(-1, 681),
+            is_guidance_distilled=True,
+            attention_weight_callback=lambda _: 0.3,
+            current_timestep_callback=lambda: 1000 - 100 * (next(asked) // 3 % NFE),
+        )
+    )
+    try:
+        want = made(shared)
+        assert not torch.allclose(want, without(shared, None), atol=1e-3)
+        assert torch.equal(made(shared, config=FrescoConfig.full(NFE)), want)
+        with pytest.raises(
+            ModelError, match="FasterCache cannot be on while tokens are promoted; disable it, or enable Taylor"
+        ):
+            made(shared, config=MIXED)
+    finally:
+        fresco.disable(shared)
         shared.transformer.disable_cache()

@@ -10,30 +10,18 @@ import pytest
 import torch
 
 from fresco.__main__ import main
-from fresco.backends.flux_hub import CHECKPOINTS
 from fresco.cost import TransformerShape
 from tests.tiny_flux import tiny_flux
 
 SHORT = ["--device", "cpu", "--dtype", "float32", "--size", "28x36", "--nfe", "6", "--reference", "8"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("check") / "flux-dev"
-    tiny_flux().save_pretrained(path)
-    return path
+pytestmark = pytest.mark.usefixtures("no_hub")
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for which in CHECKPOINTS.values():
-        monkeypatch.delenv(which.env, raising=False)
-    monkeypatch.setenv("FRESCO_TAEF1", str(tmp_path / "none"))
-
-
-def test_a_whole_check(folder: Path, capsys: Any) -> None:
+def test_a_whole_check(flux_dev: Path, capsys: Any) -> None:
     """Well, with the costs of the model's shape; the same for people, with the answers spelt out."""
-    assert main(["check", "--model", f"flux-dev:{folder}", *SHORT, "--json"]) == 0
+    assert main(["check", "--model", f"flux-dev:{flux_dev}", *SHORT, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["well"]
     assert found["stock_difference"] == 0
@@ -48,13 +36,13 @@ def test_a_whole_check(folder: Path, capsys: Any) -> None:
     assert (whole["PSNR"], whole["share"]) == (None, 1)
     assert 5 < own["PSNR"] <= same["PSNR"] + 30
 
-    assert main(["check", "--model", f"flux-dev:{folder}", *SHORT]) == 0
+    assert main(["check", "--model", f"flux-dev:{flux_dev}", *SHORT]) == 0
     said = capsys.readouterr().out
     for line in ("equal to the stock pipeline: yes", "Fresco, 6", "full, 8", "28 x 36", "all is well"):
         assert line in said
 
 
-def test_what_is_wrong_is_said(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_said(flux_dev: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin that changes a full run, and a sampler that forgets its seed, are found out."""
     from fresco import plugin, record
 
@@ -67,7 +55,7 @@ def test_what_is_wrong_is_said(folder: Path, capsys: Any, monkeypatch: pytest.Mo
         return noise(denoiser, cond, config.replace(seed=seed))
 
     monkeypatch.setattr(record, "sample", unseeded)
-    assert main(["check", "--model", f"flux-dev:{folder}", *SHORT]) == 1
+    assert main(["check", "--model", f"flux-dev:{flux_dev}", *SHORT]) == 1
     said = capsys.readouterr().out
     for line in ("equal to the stock pipeline: NO", "repeatable: NO", "pictures are not flat: yes", "something is wrong"):
         assert line in said

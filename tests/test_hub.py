@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +21,18 @@ from fresco.backends.flux_hub import CHECKPOINTS, FluxHubModel
 from fresco.backends.hub import QUANTIZERS, HubModel, Options, _class_names, needs
 from fresco.config import FrescoConfig
 from fresco.sampler import sample
-from tests.tiny_flux import tiny_flux
+from tests import families
 
 CONFIG = FrescoConfig.recommended(6, size=(1, 28, 36), ratio=0.4, tau=None)  # 7 x 9 tokens: odd
 PHASES = {"coarse", "phase_aligned"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("hub") / "flux-dev"
-    tiny_flux().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of the machine's own, and no hub."""
-    for which in CHECKPOINTS.values():
-        monkeypatch.delenv(which.env, raising=False)
-    monkeypatch.setenv("FRESCO_TAEF1", str(tmp_path / "none"))
+pytestmark = pytest.mark.usefixtures("no_hub")
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> FluxHubModel:
-    return load(folder)
+def plain(flux_dev: Path) -> FluxHubModel:
+    return load(flux_dev)
 
 
 def load(path: Path | str, dtype: str = "float32", **options: Any) -> FluxHubModel:
@@ -55,7 +45,7 @@ def states(model: Any, config: FrescoConfig = CONFIG) -> list[torch.Tensor]:
     return [step.x_next for step in sample(model.bind(config), model.encode("a red fox"), config)]
 
 
-def test_the_options_are_named_once(folder: Path, monkeypatch: Any) -> None:
+def test_the_options_are_named_once(flux_dev: Path, monkeypatch: Any) -> None:
     from fresco.backends import OPTIONS
 
     assert tuple(Options.__dataclass_fields__) == OPTIONS
@@ -68,10 +58,10 @@ def test_the_options_are_named_once(folder: Path, monkeypatch: Any) -> None:
         ({"attention": "sage"}, "attention backend 'sage' cannot be used here"),
     ):
         with pytest.raises(ModelError, match=said):
-            load(folder, **changes)
+            load(flux_dev, **changes)
     monkeypatch.setattr("fresco.hosting.on_zero", lambda: True)
     with pytest.raises(ModelError, match="compile cannot be used on ZeroGPU"):
-        load(folder, compile=True)
+        load(flux_dev, compile=True)
     for name in BUNDLED:
         assert name in BACKENDS
         with pytest.raises(ModelError, match=f"{name} takes no option compile"):
@@ -92,9 +82,38 @@ def test_every_name_has_its_checkpoint(name: str) -> None:
     assert set(takes) <= set(FAMILIES)
 
 
+# Where a checkpoint's card differs from its pipeline's defaults: classifier-free guidance, or (frames, height, width).
+CARDS: dict[str, dict[str, Any]] = {
+    "flux-schnell": {"guidance": 1.0, "text": 256}, "flux2-klein": {"guidance": 1.0}, "sd3.5-medium": {"guidance": 4.5},
+    "sd3.5-large": {"guidance": 3.5}, "sd3.5-large-turbo": {"guidance": 1.0}, "z-image-turbo": {"guidance": 0.0},
+    "wan2.2-t2v-a14b": {"guidance": 4.0, "size": (81, 720, 1280)}, "wan2.2-ti2v-5b": {"size": (121, 704, 1280)},
+}  # fmt: skip
+CLIP = 77  # text tokens of SD3 before T5's
+UNPADDED = ("qwen-image", "z-image-turbo")  # their text is as long as the prompt
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name not in BUNDLED])
+def test_defaults_are_the_pipelines(name: str) -> None:
+    """Guidance, text length and the size of a video are those of the stock call, unless the checkpoint's card has its own."""
+    module = importlib.import_module(BACKENDS[name])
+    which, card = module.CHECKPOINTS[name], CARDS.get(name, {})
+    pipeline = getattr(importlib.import_module("diffusers"), which.pipeline)
+    call = {key: value.default for key, value in inspect.signature(pipeline.__call__).parameters.items()}
+    scale = call["guidance_scale"] if call["guidance_scale"] is not None else call["true_cfg_scale"]  # Qwen-Image's is reserved
+    assert which.guidance == card.get("guidance", scale)
+    if name not in UNPADDED:
+        clip = CLIP if name.startswith("sd3") else 0
+        assert which.text_tokens == card.get("text", call["max_sequence_length"]) + clip
+    if "num_frames" in call:
+        assert which.size == card.get("size", (call["num_frames"], call["height"], call["width"]))
+    example = inspect.getmodule(pipeline).EXAMPLE_DOC_STRING
+    kind = next((value for value in vars(module).values() if getattr(value, "negative_prompt", "")), None)
+    assert kind is None or f'negative_prompt = "{kind.negative_prompt}"' in example
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".gguf"])
 def test_a_single_file_gives_the_same_run(
-    folder: Path, plain: FluxHubModel, tmp_path: Path, monkeypatch: Any, suffix: str
+    flux_dev: Path, plain: FluxHubModel, tmp_path: Path, monkeypatch: Any, suffix: str
 ) -> None:
     """The transformer from one file, the other parts from the folder of the variable; GGUF in float32 loses nothing."""
     weights, want = plain.transformer.state_dict(), states(plain)
@@ -108,7 +127,7 @@ def test_a_single_file_gives_the_same_run(
             write()
     else:
         save_file(weights, file)
-    monkeypatch.setenv("FRESCO_FLUX_DEV", str(folder))
+    monkeypatch.setenv("FRESCO_FLUX_DEV", str(flux_dev))
     model = load(file)
     assert f"transformer of {file.name}" in model.provenance
     for got, state in zip(states(model), want, strict=True):
@@ -122,36 +141,125 @@ def test_a_single_file_gives_the_same_run(
         load(file)
 
 
-def test_a_missing_package_is_named(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+# Names of the published single files -> names in diffusers, whose rows stand one after the other; "/0" and "/1" are halves.
+ORIGINAL = {
+    "img_in": ["x_embedder"], "txt_in": ["context_embedder"],
+    "time_in.in_layer": ["time_text_embed.timestep_embedder.linear_1"],
+    "time_in.out_layer": ["time_text_embed.timestep_embedder.linear_2"],
+    "vector_in.in_layer": ["time_text_embed.text_embedder.linear_1"],
+    "vector_in.out_layer": ["time_text_embed.text_embedder.linear_2"],
+    "double.img_attn.qkv": ["double.attn.to_q", "double.attn.to_k", "double.attn.to_v"],
+    "double.txt_attn.qkv": ["double.attn.add_q_proj", "double.attn.add_k_proj", "double.attn.add_v_proj"],
+    "double.img_attn.proj": ["double.attn.to_out.0"], "double.txt_attn.proj": ["double.attn.to_add_out"],
+    "double.img_attn.norm.query_norm": ["double.attn.norm_q"], "double.img_attn.norm.key_norm": ["double.attn.norm_k"],
+    "double.txt_attn.norm.query_norm": ["double.attn.norm_added_q"],
+    "double.txt_attn.norm.key_norm": ["double.attn.norm_added_k"],
+    "double.img_mlp.0": ["double.ff.net.0.proj"], "double.img_mlp.2": ["double.ff.net.2"],
+    "double.txt_mlp.0": ["double.ff_context.net.0.proj"], "double.txt_mlp.2": ["double.ff_context.net.2"],
+    "double.img_mod.lin": ["double.norm1.linear"], "double.txt_mod.lin": ["double.norm1_context.linear"],
+    "single.linear1": ["single.attn.to_q", "single.attn.to_k", "single.attn.to_v", "single.proj_mlp"],
+    "single.linear2": ["single.proj_out"], "single.modulation.lin": ["single.norm.linear"],
+    "single.norm.query_norm": ["single.attn.norm_q"], "single.norm.key_norm": ["single.attn.norm_k"],
+    "final_layer.linear": ["proj_out"],
+    "final_layer.adaLN_modulation.1": ["norm_out.linear/1", "norm_out.linear/0"],  # shift and scale the other way round
+}  # fmt: skip
+
+
+def original_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, int, torch.Tensor]]:
+    """Write a file of the published names: a hole on the disk but for the first and the last row of each part.
+
+    Args:
+        path: the file.
+        shapes: of all tensors, by their names in diffusers; one block of each kind.
+
+    Returns:
+        (name in diffusers, row, what was written there).
+    """
+    header: dict[str, Any] = {}
+    wanted: list[tuple[str, int, torch.Tensor]] = []
+    writes, end, generator = [], 0, torch.Generator().manual_seed(0)
+    for old, parts in ORIGINAL.items():
+        for kind in ("weight", "bias"):
+            names = [
+                f"{part.partition('/')[0]}.{kind}".replace("double.", "transformer_blocks.0.").replace(
+                    "single.", "single_transformer_blocks.0."
+                )
+                for part in parts
+            ]
+            if names[0] not in shapes:
+                continue
+            start, tail = end, shapes[names[0]][1:]
+            bytes_per_row = 2 * int(np.prod(tail))
+            for name, part in zip(names, parts, strict=True):
+                half = part.partition("/")[2]
+                count = shapes[name][0] // (2 if half else 1)
+                for row in (0, count - 1):
+                    value = torch.randn(tail, generator=generator).bfloat16()
+                    wanted.append((name, int(half or 0) * count + row, value))
+                    writes.append((end + row * bytes_per_row, value))
+                end += count * bytes_per_row
+            key = old.replace("double.", "double_blocks.0.").replace("single.", "single_blocks.0.")
+            key += ".scale" if old.endswith("_norm") else f".{kind}"
+            rows = (end - start) // bytes_per_row
+            header[key] = {"dtype": "BF16", "shape": [rows, *tail], "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+        for offset, value in writes:
+            file.seek(8 + len(text) + offset)
+            file.write(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return wanted
+
+
+def test_a_single_file_with_the_published_names(flux_dev: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """At the published width of 3072, which diffusers' converter takes for granted; one block of each kind, 1 GB in all."""
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, joint_attention_dim=20, pooled_projection_dim=12,
+        )  # fmt: skip
+    folder, file = tmp_path / "flux-schnell", tmp_path / "flux1-schnell.safetensors"
+    shutil.copytree(flux_dev, folder, ignore=shutil.ignore_patterns("transformer"))
+    transformer.save_config(folder / "transformer")
+    wanted = original_file(file, {name: tuple(value.shape) for name, value in transformer.state_dict().items()})
+    assert {name for name, _, _ in wanted} == set(transformer.state_dict())
+    monkeypatch.setenv("FRESCO_FLUX_SCHNELL", str(folder))
+    model: Any = load_model(f"flux-schnell:{file}", device="cpu", dtype="bfloat16")
+    weights = model.transformer.state_dict()
+    for name, row, value in wanted:
+        assert torch.equal(weights[name][row], value), name
+
+
+def test_a_missing_package_is_named(flux_dev: Path, tmp_path: Path, monkeypatch: Any) -> None:
     real = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name in hidden else real(name, *a))
     hidden = {"gguf", "bitsandbytes", "torchao", "peft"}
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    monkeypatch.setenv("FRESCO_FLUX_DEV", str(folder))
+    monkeypatch.setenv("FRESCO_FLUX_DEV", str(flux_dev))
     with pytest.raises(ModelError, match=r"the GGUF file model\.gguf needs the package gguf; run: pip install gguf"):
         load(file)
     for name, how in QUANTIZERS.items():
         with pytest.raises(ModelError, match=f"quantize '{name}' needs the package {how.package}; run: pip install"):
-            load(folder, quantize=name)
+            load(flux_dev, quantize=name)
     with pytest.raises(ModelError, match="a LoRA needs the package peft"):
-        load(folder, lora=str(file))
+        load(flux_dev, lora=str(file))
     hidden.clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: object())
     for name in ("nf4", "int8", "torchao-float8"):
         with pytest.raises(ModelError, match=f"quantize '{name}' needs a CUDA device, but this is to run on cpu"):
-            load(folder, quantize=name)
+            load(flux_dev, quantize=name)
 
 
-def test_fewer_bits_need_less(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_fewer_bits_need_less(flux_dev: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Asked for, or saved so; what was saved quantised names its package where that is missing."""
     which, cpu = CHECKPOINTS["flux-dev"], torch.device("cpu")
-    plain = needs(which, folder, cpu, torch.bfloat16)
-    nf4 = needs(which, folder, cpu, torch.bfloat16, "nf4")
+    plain = needs(which, flux_dev, cpu, torch.bfloat16)
+    nf4 = needs(which, flux_dev, cpu, torch.bfloat16, "nf4")
     assert nf4.parts["transformer"] == int(plain.parts["transformer"] * 4.5 / 16)
     assert nf4.parts["text_encoder_2"] == plain.parts["text_encoder_2"]  # a small one stays
     saved = tmp_path / "saved"
-    __import__("shutil").copytree(folder, saved)
+    shutil.copytree(flux_dev, saved)
     config = json.loads((saved / "transformer" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (saved / "transformer" / "config.json").write_text(json.dumps(config))
@@ -161,10 +269,10 @@ def test_fewer_bits_need_less(folder: Path, tmp_path: Path, monkeypatch: Any) ->
         load(saved)
 
 
-def test_int8_weights_by_torchao(folder: Path, plain: FluxHubModel) -> None:
+def test_int8_weights_by_torchao(flux_dev: Path, plain: FluxHubModel) -> None:
     """Near the run of the full weights, and held in fewer bits; a tiny model's text encoders stay as they are."""
     pytest.importorskip("torchao")
-    model, whole = load(folder, quantize="torchao-int8"), plain
+    model, whole = load(flux_dev, quantize="torchao-int8"), plain
     linear = model.transformer.transformer_blocks[0].attn.to_q.weight
     assert type(linear) is not torch.nn.Parameter
     assert torch.equal(model.encode("a fox").tensors["prompt_embeds"], whole.encode("a fox").tensors["prompt_embeds"])
@@ -177,29 +285,15 @@ def test_int8_weights_by_torchao(folder: Path, plain: FluxHubModel) -> None:
     assert "quantised torchao-int8" in model.provenance
 
 
-def lora_file(path: Path, scale: float = 1.0) -> dict[str, torch.Tensor]:
-    """Write a LoRA of rank 2 on the query projections, as `save_lora_weights` does, and return each weight's change."""
-    torch.manual_seed(11)
-    transformer: Any = tiny_flux().transformer
-    tensors, changes = {}, {}
-    for name, module in transformer.named_modules():
-        if name.endswith("attn.to_q"):
-            down, up = torch.randn(2, module.in_features) * scale, torch.randn(module.out_features, 2) * scale
-            tensors |= {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
-            changes[f"{name}.weight"] = up @ down
-    save_file(tensors, path)
-    return changes
-
-
-def test_a_lora_is_its_weights_change(folder: Path, plain: FluxHubModel, tmp_path: Path) -> None:
+def test_a_lora_is_its_weights_change(flux_dev: Path, plain: FluxHubModel, tmp_path: Path) -> None:
     """Through `load_model` and through an enabled pipeline, equal to adding B A to the weights by hand."""
     pytest.importorskip("peft")
     import fresco
 
     file = tmp_path / "style.safetensors"
-    changes = lora_file(file, 0.3)
+    changes = families.lora_file(plain.transformer, file)
     assert len(changes) == 2
-    model, merged = load(folder, lora=str(file)), load(folder)
+    model, merged = load(flux_dev, lora=str(file)), load(flux_dev)
     with torch.no_grad():
         for name, change in changes.items():
             merged.transformer.get_parameter(name).add_(change)
@@ -209,7 +303,7 @@ def test_a_lora_is_its_weights_change(folder: Path, plain: FluxHubModel, tmp_pat
     assert model.provenance != plain.provenance
     assert "LoRA style.safetensors" in model.provenance
 
-    pipe = FluxPipeline.from_pretrained(folder, local_files_only=True)
+    pipe = FluxPipeline.from_pretrained(flux_dev, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     given = {"height": 28, "width": 36, "max_sequence_length": 16, "num_inference_steps": 6, "output_type": "latent"}
     runs = []
@@ -222,15 +316,15 @@ def test_a_lora_is_its_weights_change(folder: Path, plain: FluxHubModel, tmp_pat
 
     save_file({"unet.conv.lora_A.weight": torch.zeros(2, 2)}, file)
     with pytest.raises(ModelError, match=r"the LoRA .*style\.safetensors (cannot be loaded|holds no weights)"):
-        load(folder, lora=str(file))
+        load(flux_dev, lora=str(file))
     with pytest.raises(ModelError, match=r"the LoRA .*nowhere\.safetensors cannot be loaded"):
-        load(folder, lora=str(tmp_path / "nowhere.safetensors"))
+        load(flux_dev, lora=str(tmp_path / "nowhere.safetensors"))
 
 
 @pytest.mark.parametrize("frame", sorted(PHASES))
-def test_group_offload_changes_nothing(folder: Path, plain: FluxHubModel, frame: str) -> None:
+def test_group_offload_changes_nothing(flux_dev: Path, plain: FluxHubModel, frame: str) -> None:
     """Layer by layer, here from host to host: the hooks are the real ones."""
-    model = load(folder, offload="group")
+    model = load(flux_dev, offload="group")
     assert any("group_offloading" in hook for m in model.transformer.modules() for hook in _hooks(m))
     config = CONFIG.replace(frame=frame)
     for got, want in zip(states(model, config), states(plain, config), strict=True):
@@ -244,9 +338,9 @@ def _hooks(module: torch.nn.Module) -> list[str]:
     return [] if registry is None else list(registry.hooks)
 
 
-def test_the_attention_backend_is_kept(folder: Path, plain: FluxHubModel) -> None:
+def test_the_attention_backend_is_kept(flux_dev: Path, plain: FluxHubModel) -> None:
     """Also by the processors that the phase-aligned frame puts in and takes away; the numbers are that backend's."""
-    model = load(folder, attention="_native_math")
+    model = load(flux_dev, attention="_native_math")
     config = CONFIG.replace(frame="phase_aligned")
     got = states(model, config)
     backends = {p._attention_backend.value for p in model.transformer.attn_processors.values()}
@@ -284,9 +378,9 @@ def test_latents_are_denormalised_as_the_autoencoder_says() -> None:
             torch.testing.assert_close(made, want[:3])
 
 
-def test_what_is_said_before_loading(folder: Path, caplog: Any) -> None:
+def test_what_is_said_before_loading(flux_dev: Path, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING, "fresco"):
-        model = load(folder)
+        model = load(flux_dev)
     assert caplog.messages[0] == model.needs
     assert model.needs.startswith("flux-dev needs 0.4 MB for its weights in float32 (the transformer 0.3 MB)")
 

@@ -22,19 +22,8 @@ from fresco.config import FrescoConfig
 from fresco.denoiser import Conditioning
 from fresco.grid import TokenGrid
 from fresco.record import run
-from tests.families import (
-    Case,
-    Forced,
-    check_denoiser_is_the_pipeline,
-    check_flops,
-    check_full_is_stock,
-    check_mixed_forwards,
-    check_mixed_path_is_stock_on_uniform_grids,
-    check_plugin_is_the_sampler,
-    mixed_grid,
-    noise_like,
-    seeded,
-)  # fmt: skip
+from tests import families
+from tests.families import Case, Forced, mixed_grid, noise_like, seeded
 from tests.tiny_video import check_previews, check_recorded_run, tiny_hunyuan
 
 SHAPE = (3, 5, 6)
@@ -72,19 +61,24 @@ def case(model: HunyuanVideoModel) -> Case:
     return Case(
         model.pipe, model.family, SHAPE, {"num_frames": frames, "height": height, "width": width}, bind, model.encode, forward,
         guided={"true_cfg_scale": 3.0, "negative_prompt": "an owl"}, several="num_videos_per_prompt",
+        graphs=4,  # blocks of two kinds, and those of the text's refiner
     )  # fmt: skip
 
 
-def test_full_is_stock(case: Case) -> None:
-    check_full_is_stock(case)
+class TestContract(families.Contract):
+    """The family keeps the promises of all families."""
+
+
+class TestAdditions(families.Additions):
+    """A LoRA, feature caches."""
+
+
+def test_compiled(case: Case) -> None:
+    families.check_compiled(case)
 
 
 def test_denoiser_is_the_pipeline(case: Case) -> None:
-    check_denoiser_is_the_pipeline(case)
-
-
-def test_mixed_path_is_stock_on_uniform_grids(case: Case) -> None:
-    check_mixed_path_is_stock_on_uniform_grids(case)
+    families.check_denoiser_is_the_pipeline(case)
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -107,16 +101,8 @@ def test_phase_aligned_attention_is_stock_on_uniform_grids(case: Case, level: in
     assert torch.equal(got, want)
 
 
-def test_mixed_forwards(case: Case) -> None:
-    check_mixed_forwards(case)
-
-
-def test_plugin_is_the_sampler(case: Case) -> None:
-    check_plugin_is_the_sampler(case)
-
-
 def test_flops(case: Case) -> None:
-    check_flops(case, 256, ((1, 5, 7), (3, 9, 13)))
+    families.check_flops(case, 256, ((1, 5, 7), (3, 9, 13)))
 
 
 # The published config of hunyuanvideo-community/HunyuanVideo, written out.

@@ -14,16 +14,8 @@ from fresco.backends.family import family_of
 from fresco.backends.ltx import LTXModel
 from fresco.config import FrescoConfig
 from fresco.denoiser import Conditioning
-from tests.families import (
-    Case,
-    check_denoiser_is_the_pipeline,
-    check_flops,
-    check_full_is_stock,
-    check_mixed_forwards,
-    check_mixed_path_is_stock_on_uniform_grids,
-    check_plugin_is_the_sampler,
-    seeded,
-)  # fmt: skip
+from tests import families
+from tests.families import Case, seeded
 from tests.tiny_video import check_previews, check_recorded_run, tiny_ltx
 
 SHAPE, SIZE, TEXT = (3, 5, 6), (17, 160, 192), 128
@@ -63,28 +55,24 @@ def case(model: LTXModel) -> Case:
     )  # fmt: skip
 
 
-def test_full_is_stock(case: Case) -> None:
-    check_full_is_stock(case)
+class TestContract(families.Contract):
+    """The family keeps the promises of all families."""
+
+
+class TestAdditions(families.Additions):
+    """A LoRA, feature caches."""
+
+
+def test_compiled(case: Case) -> None:
+    families.check_compiled(case)
 
 
 def test_denoiser_is_the_pipeline(case: Case) -> None:
-    check_denoiser_is_the_pipeline(case, steps=(2, 5))  # one step divides by zero in the stock scheduler: a terminal
-
-
-def test_mixed_path_is_stock_on_uniform_grids(case: Case) -> None:
-    check_mixed_path_is_stock_on_uniform_grids(case)
-
-
-def test_mixed_forwards(case: Case) -> None:
-    check_mixed_forwards(case)
-
-
-def test_plugin_is_the_sampler(case: Case) -> None:
-    check_plugin_is_the_sampler(case)
+    families.check_denoiser_is_the_pipeline(case, steps=(2, 5))  # one step divides by zero in the stock scheduler: a terminal
 
 
 def test_flops(case: Case) -> None:
-    check_flops(case, TEXT, ((1, 5, 7), (3, 9, 13)))
+    families.check_flops(case, TEXT, ((1, 5, 7), (3, 9, 13)))
 
 
 def test_the_sigmas_end_at_the_terminal(model: LTXModel) -> None:

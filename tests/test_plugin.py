@@ -13,6 +13,7 @@ from accelerate import cpu_offload_with_hook
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FluxPipeline
 
 import fresco
+from fresco.backends.family import family_of
 from fresco.backends.flow import FlowSchedule
 from fresco.backends.flux import FluxDenoiser, FrescoAttnProcessor, uninstall
 from fresco.config import FrescoConfig
@@ -23,6 +24,7 @@ from fresco.noise import NoiseField
 from fresco.plugin import LatentNoise, PluginError, sources
 from fresco.sampler import SamplerStep, sample
 from fresco.tokens import Layout
+from tests import families
 from tests.tiny_flux import DEV, EDGE, SCHNELL, tiny_flux
 
 ROWS, COLS, TEXT = 7, 9, 16
@@ -44,6 +46,35 @@ def pipes(saved: Path) -> dict[str, FluxPipeline]:
         found[path.name] = FluxPipeline.from_pretrained(path, local_files_only=True)
         found[path.name].set_progress_bar_config(disable=True)
     return found
+
+
+@pytest.fixture(scope="module")
+def case(pipes: dict[str, FluxPipeline]) -> families.Case:
+    pipe: Any = pipes["dev"]
+    family = family_of(pipe.transformer)
+
+    @torch.no_grad()
+    def encode(prompt: str) -> Conditioning:
+        states, pooled, _ = pipe.encode_prompt(prompt, None, max_sequence_length=TEXT)
+        return Conditioning(prompt, {"prompt_embeds": states[0], "pooled": pooled[0]})
+
+    def bind(steps: int, guided: bool) -> Any:
+        return FluxDenoiser(
+            pipe.transformer, patch=2, native_size=(1, ROWS * EDGE, COLS * EDGE),
+            schedule=FlowSchedule(pipe.scheduler.config),
+            shape=TransformerShape.from_config(pipe.transformer.config, TEXT, EDGE), guidance=3.5,
+            cfg_scale=2.5 if guided else 1.0, unconditional=encode("an owl") if guided else None,
+        )  # fmt: skip
+
+    def forward(*_: Any) -> torch.Tensor:
+        raise AssertionError("tests/test_flux.py has the plain forwards")
+
+    guided = {"true_cfg_scale": 2.5, "negative_prompt": "an owl"}
+    return families.Case(pipe, family, (1, ROWS, COLS), GIVEN, bind, encode, forward, guided=guided)
+
+
+class TestAdditions(families.Additions):
+    """A LoRA, feature caches; compiled blocks are in tests/test_compile.py."""
 
 
 @pytest.fixture

@@ -62,6 +62,14 @@ class TestContract(families.Contract):
     """The family keeps the promises of all families."""
 
 
+class TestAdditions(families.Additions):
+    """A LoRA, feature caches."""
+
+
+def test_compiled(case: Case) -> None:
+    families.check_compiled(case)
+
+
 def test_denoiser_is_the_pipeline(case: Case) -> None:
     """In one step the scheduler divides by zero: 1 is the first sigma and the terminal one."""
     families.check_denoiser_is_the_pipeline(case, steps=(2, 5))

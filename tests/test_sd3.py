@@ -51,6 +51,7 @@ def make(pipe: Any) -> Case:
     return Case(
         pipe, family, SHAPE, {"height": SHAPE[1] * EDGE, "width": SHAPE[2] * EDGE, "max_sequence_length": T5}, bind, encode,
         forward, guided={"guidance_scale": 3.0, "negative_prompt": "an owl"}, plain={"guidance_scale": 1.0}, close=1e-5,
+        uncached=families.NO_CONTEXT,
     )  # fmt: skip
 
 
@@ -61,6 +62,14 @@ def case(folder: Path) -> Case:
 
 class TestContract(families.Contract):
     """The family keeps the promises of all families."""
+
+
+class TestAdditions(families.Additions):
+    """A LoRA, feature caches."""
+
+
+def test_compiled(case: Case) -> None:
+    families.check_compiled(case)
 
 
 def test_denoiser_is_the_pipeline(case: Case) -> None:

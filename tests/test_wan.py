@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import (
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
+from diffusers.hooks import SeaCacheConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 import fresco
@@ -19,18 +25,8 @@ from fresco.config import FrescoConfig
 from fresco.denoiser import Conditioning
 from fresco.grid import TokenGrid
 from fresco.plugin import PluginError
-from tests.families import (
-    MIXED,
-    Case,
-    check_denoiser_is_the_pipeline,
-    check_flops,
-    check_full_is_stock,
-    check_mixed_forwards,
-    check_mixed_path_is_stock_on_uniform_grids,
-    check_plugin_is_the_sampler,
-    mixed_grid,
-    seeded,
-)  # fmt: skip
+from tests import families
+from tests.families import Case, mixed_grid, seeded
 from tests.tiny_video import check_previews, check_recorded_run, tiny_wan
 
 SHAPE, SIZE, TEXT = (3, 5, 6), (9, 80, 96), 512
@@ -65,6 +61,8 @@ def cases(models: dict[str, WanModel]) -> dict[str, Case]:
             per_token = (1, int(np.prod(shape))) if kind == "ti2v" else (1,)
             time = torch.full(per_token, sigma * 1000).to(latents.device)
             text = cond.tensors["prompt_embeds"][None]
+            if kind == "a14b" and transformer is model.pipe.transformer and sigma < 0.875:
+                transformer = model.pipe.transformer_2
             return transformer(hidden_states=latents, timestep=time, encoder_hidden_states=text).sample
 
         scale = {"guidance_scale": CHECKPOINTS[NAMES[kind]].guidance, "negative_prompt": "an owl"}
@@ -78,33 +76,35 @@ def cases(models: dict[str, WanModel]) -> dict[str, Case]:
     return {kind: case(kind) for kind in NAMES}
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_full_is_stock(cases: dict[str, Case], kind: str) -> None:
-    check_full_is_stock(cases[kind])
+@pytest.fixture(scope="module", params=list(NAMES))
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_denoiser_is_the_pipeline(cases: dict[str, Case], kind: str) -> None:
-    check_denoiser_is_the_pipeline(cases[kind])
+class TestContract(families.Contract):
+    """The family keeps the promises of all families."""
 
 
-@pytest.mark.parametrize("kind", ["2.1", "ti2v"])
-def test_mixed_path_is_stock_on_uniform_grids(cases: dict[str, Case], kind: str) -> None:
-    check_mixed_path_is_stock_on_uniform_grids(cases[kind])
+@pytest.mark.parametrize("case", ["2.1"], indirect=True)
+class TestAdditions(families.Additions):
+    """A LoRA, feature caches; the pipeline tells these its steps."""
+
+    @pytest.mark.parametrize("kind", families.CACHES)
+    def test_cache(self, case: Case, kind: str) -> None:
+        families.check_cache(case, kind, told=True)
 
 
-@pytest.mark.parametrize("kind", ["2.1", "ti2v"])
-def test_mixed_forwards(cases: dict[str, Case], kind: str) -> None:
-    check_mixed_forwards(cases[kind])
+@pytest.mark.parametrize("case", ["2.1"], indirect=True)
+def test_compiled(case: Case) -> None:
+    families.check_compiled(case)
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_plugin_is_the_sampler(cases: dict[str, Case], kind: str) -> None:
-    check_plugin_is_the_sampler(cases[kind], tuple(MIXED) if kind == "2.1" else ("recommended", "rewind"))
+def test_denoiser_is_the_pipeline(case: Case) -> None:
+    families.check_denoiser_is_the_pipeline(case)
 
 
 def test_flops(cases: dict[str, Case]) -> None:
-    check_flops(cases["2.1"], TEXT, ((1, 5, 7), (3, 9, 13)))
+    families.check_flops(cases["2.1"], TEXT, ((1, 5, 7), (3, 9, 13)))
 
 
 def test_a_timestep_per_token_costs_more(cases: dict[str, Case]) -> None:
@@ -125,6 +125,50 @@ def test_a_ribbon_may_be_longer_than_the_table(cases: dict[str, Case]) -> None:
     assert rope.freqs_cos.shape[0] == 32 < int(np.prod(SHAPE))
     with pytest.raises(RuntimeError):
         rope(torch.zeros(1, 4, 1, 2, 2 * 33))
+
+
+def test_both_transformers_keep_a_cache(cases: dict[str, Case]) -> None:
+    """FirstBlockCache hits wherever it may: not at a transformer's first step, and not at the first after a promotion."""
+    case, log = cases["a14b"], []
+    parts = (case.pipe.transformer, case.pipe.transformer_2)
+    handles = [handle for part in parts for handle in families.watched(part, log)]
+    for part in parts:
+        part.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    try:
+        want = case.run(9)[1]
+        sigmas = case.family.schedule(case.pipe.scheduler, 9).sigmas(9, 90)
+        assert [step for step, new in enumerate(log) if new] == [0, sum(sigma >= 0.875 for sigma in sigmas)]
+        with fresco.enable(case.pipe, FrescoConfig.full(9)):
+            assert torch.equal(case.run(9)[1], want)
+        with fresco.enable(case.pipe, FrescoConfig(nfe=9, stages=(3, 4, 2), selection="random", ratio=0.4)):
+            log.clear()
+            case.run(9)
+        events = fresco.last_trace(case.pipe).events
+        takeover = next(step for step, event in enumerate(events) if event.sigma < 0.875)
+        assert [step for step, new in enumerate(log) if new] == sorted({0, 3, 7, takeover})
+    finally:
+        for handle in handles:
+            handle.remove()
+        for part in parts:
+            part.disable_cache()
+
+
+def test_a_cache_is_told_the_sigma_of_the_stage(cases: dict[str, Case]) -> None:
+    """SeaCache weighs frequencies by it; each stage has a grid of its own."""
+    case, told = cases["2.1"], []
+    case.pipe.transformer.enable_cache(SeaCacheConfig(threshold=0.0))
+    hook = case.pipe.transformer._diffusers_hook.get_hook("sea_cache_root")
+    handle = case.pipe.transformer.register_forward_pre_hook(lambda *_: told.append(hook.state_manager.context.sigma))
+    try:
+        with fresco.enable(case.pipe, FrescoConfig(nfe=6, stages=(3, 1, 2), transition="rewind")):
+            case.run(6)
+    finally:
+        handle.remove()
+        case.pipe.transformer.disable_cache()
+    sigmas = [event.sigma for event in fresco.last_trace(case.pipe).events]
+    np.testing.assert_allclose(told, sigmas, rtol=1e-6)
+    stock = case.family.schedule(case.pipe.scheduler, 6).sigmas(6, 90)[:6]
+    assert not np.allclose(sigmas, stock, rtol=1e-2)
 
 
 def test_two_transformers_share_a_run(models: dict[str, WanModel]) -> None:

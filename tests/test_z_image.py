@@ -53,6 +53,8 @@ def make(pipe: Any) -> Case:
     return Case(
         pipe, family, SHAPE, {"height": SHAPE[1] * EDGE, "width": SHAPE[2] * EDGE, "max_sequence_length": TEXT}, bind, encode,
         forward, guided={"guidance_scale": SCALE, "negative_prompt": NEGATIVE}, plain={"guidance_scale": 0.0}, close=2e-5,
+        uncached=families.NO_CONTEXT | dict.fromkeys(("first block", "mag", "sea"), ("hidden_states", "disable it")),
+        graphs=3,
     )  # fmt: skip
 
 
@@ -63,6 +65,14 @@ def case(folder: Path) -> Case:
 
 class TestContract(families.Contract):
     """The family keeps the promises of all families."""
+
+
+class TestAdditions(families.Additions):
+    """A LoRA, feature caches."""
+
+
+def test_compiled(case: Case) -> None:
+    families.check_compiled(case)
 
 
 def test_denoiser_is_the_pipeline(case: Case) -> None:

@@ -395,7 +395,10 @@ class Quantizer:
         if importlib.util.find_spec(self.package) is None:
             raise ModelError(f"{asked} needs the package {self.package}; run: pip install {self.package}")
         if self.cuda and device.type != "cuda":
-            raise ModelError(f"{asked} needs a CUDA device, but this is to run on {device}; use one, or leave it out")
+            raise ModelError(
+                f"{asked} needs a CUDA device, but this is to run on {device}; use one, or weights that need none: as "
+                "published, quantize 'torchao-int8', or a GGUF file"
+            )
 
 
 QUANTIZERS = {
@@ -637,7 +640,18 @@ def _prepare(pipe: Any, options: Options) -> None:
                     f"attention backend {options.attention!r} cannot be used here ({_first_line(error)})"
                 ) from error
         if options.compile:
-            transformer.compile_repeated_blocks(dynamic=True)  # one graph for every number of tokens
+            compile_blocks(transformer)
+
+
+def compile_blocks(transformer: Any, **how: Any) -> None:
+    """Compile a transformer's blocks, one graph for every number of tokens; `how` goes to `torch.compile`.
+
+    They are those that the class names as repeated; SD3's names none: then all that stand in lists of its own.
+    """
+    if not transformer._repeated_blocks:
+        lists = [part for part in transformer.children() if isinstance(part, torch.nn.ModuleList)]
+        transformer._repeated_blocks = sorted({type(block).__name__ for blocks in lists for block in blocks})
+    transformer.compile_repeated_blocks(dynamic=True, **how)
 
 
 def _fingerprint(files: Iterable[Path], lora: str | None = None) -> str:
