@@ -638,3 +638,20 @@ def key_state(level: np.ndarray, coord: np.ndarray, x: np.ndarray, channels: int
         (int(lv), int(f), int(r), int(c)): np.asarray(v, dtype=float).reshape(channels, patch, patch)
         for lv, (f, r, c), v in zip(level, coord, x, strict=True)
     }
+
+
+# ------------------------------------------------------------------------------------------------------- a random field
+
+
+def field_velocity(truth: np.ndarray, means: np.ndarray, z: np.ndarray, sigma: float) -> np.ndarray:
+    """Return E[eps - y | z] of y = means x, x ~ N(0, truth), by the eigenmodes of the tokens' covariance.
+
+    Args:
+        truth: (n, n) covariance of all finest cells, frames included.
+        means: (N, n) each token as a mean of cells.
+        z: (N, D) the state (1 - sigma) y + sigma eps.
+    """
+    power, modes = np.linalg.eigh(means @ truth @ means.T)
+    power = np.maximum(power, 0)
+    gain = (sigma - (1 - sigma) * power) / ((1 - sigma) ** 2 * power + sigma**2)
+    return modes @ (gain[:, None] * (modes.T @ z))

@@ -77,6 +77,37 @@ def test_velocity_is_the_conditional_expectation_of_a_joint_gaussian(shape, leve
     assert np.allclose(got, expected, atol=2e-5 * max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.parametrize(
+    ("shape", "levels", "seen"),
+    [
+        ((1, 16, 16), 1, None), ((1, 16, 8), 2, None), ((2, 6, 8), 1, None),  # coarse grids are periodic
+        ((1, 7, 9), 1, None), ((1, 6, 10), 2, None),  # tokens at the border are cut off
+        ((2, 6, 8), 1, slice(None, None, 3)),  # a sparse set
+    ],
+)  # fmt: skip
+def test_the_fast_velocity_is_the_one_by_dense_eigenmodes(shape, levels, seen):
+    """Law: at every step of a run, coarse, mixed and full, the velocity is that of the whole covariance, taken apart."""
+    truth = np.kron(np.eye(shape[0]), covariance(*shape[1:], 1.25))
+    model = OracleDenoiser(shape, channels=2)
+    config = FrescoConfig.recommended(9, size=shape, levels=levels, ratio=0.4, seed=3)
+    kinds = set()
+    for step in sample(model, COND, config):
+        grid, x = step.grid, step.x
+        if seen is not None:
+            grid, x = TokenGrid(grid.shape, grid.levels, grid.level[seen], grid.coord[seen]), x[seen]
+        kinds.add(oracle.is_periodic(grid))
+        means = np.zeros((len(grid), len(truth)))
+        for cell, token in enumerate(grid.cells().ravel()):
+            if token >= 0:
+                means[token, cell] = 1
+        means /= means.sum(axis=1, keepdims=True)
+        for sigma in (step.sigma, 0.03):
+            slow = oracles.field_velocity(truth, means, x.double().numpy(), sigma)
+            got = model(x, grid, sigma, COND).numpy()
+            assert np.allclose(got, slow, atol=2e-6 * np.abs(slow).max(), rtol=2e-6), (step.stage, sigma)
+    assert kinds == ({True, False} if seen is None else {False})  # both ways have been gone
+
+
 def test_velocity_leaves_an_error_that_the_state_cannot_explain():
     """Law: Monte Carlo: (eps - x0) - v is uncorrelated with z, and its power is the posterior variance."""
     shape, levels, sigma, draws = (1, 5, 6), 1, 0.6, 40000

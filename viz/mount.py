@@ -25,13 +25,13 @@ _Send = Callable[[_Message], Awaitable[None]]
 
 
 def script(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the <script> that defines the viewer and plays a recorded run until the page's own one takes over.
+    """Return the <script> that defines the viewer and the live run, and plays a recorded one until the page's own takes over.
 
     Args:
         runs: {"url", "prompt", "seed"} of the recorded prompts; the first plays where the address asks for none of them.
     """
-    names = ("viewer.html", "viewer.css", "viewer.js", "early.js")
-    html, css, js, early = ((_HERE / name).read_text(encoding="utf-8") for name in names)
+    names = ("viewer.html", "viewer.css", "viewer.js", "live.js", "early.js")
+    html, css, js, live, early = ((_HERE / name).read_text(encoding="utf-8") for name in names)
     return f"""<script>
 window.frescoMount = function (element, trigger, props, server, upload, watch) {{
 element.innerHTML = {_inline(html)};
@@ -39,6 +39,7 @@ document.head.append(Object.assign(document.createElement('style'),
   {{ textContent: '#' + element.id + ' {{' + {_inline(css)} + '}}' }}));
 {js}
 }};
+{live}
 ((start, runs) => start(runs))({early}, {_inline(list(runs))});
 </script>"""
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import linalg, sparse
 
 from fresco.config import FrescoConfig
 from fresco.denoiser import Conditioning, Denoiser
@@ -42,13 +43,28 @@ def covariance(rows: int, cols: int, exponent: float) -> Floats:
     return np.asarray(kernel[(row[:, None] - row) % rows, (col[:, None] - col) % cols])
 
 
-def averaging(grid: TokenGrid) -> Floats:
-    """Return (N, n), n = number of finest cells: each token's mean over the cells that exist."""
+def averaging(grid: TokenGrid) -> sparse.csr_array:
+    """Return (N, n) float64, n = number of finest cells: each token's mean over the cells that exist."""
     cells = grid.cells().ravel()
-    seen = cells >= 0  # a sparse set of tokens leaves cells out
-    matrix = np.zeros((len(grid), len(cells)))
-    matrix[cells[seen], np.flatnonzero(seen)] = 1
-    return np.asarray(matrix / matrix.sum(axis=1, keepdims=True))
+    (seen,) = np.nonzero(cells >= 0)  # a sparse set of tokens leaves cells out
+    share = 1 / np.bincount(cells[seen], minlength=len(grid))
+    return sparse.csr_array((share[cells[seen]], (cells[seen], seen)), shape=(len(grid), len(cells)))
+
+
+def is_periodic(grid: TokenGrid) -> bool:
+    """Return whether the tokens are all those of one level and none is cut off: then their field is periodic, too."""
+    level, (frames, rows, cols) = int(grid.level[0]), grid.shape
+    edge = 1 << (grid.levels - level)
+    whole = rows % edge == 0 and cols % edge == 0
+    return whole and grid.is_uniform and len(grid) * edge**2 == frames * rows * cols
+
+
+def folded(rows: int, cols: int, edge: int, exponent: float) -> Floats:
+    """Return (rows/edge, cols/edge) the power of each frequency of the means over edge x edge cells, edge a divisor of both."""
+    box = np.zeros((rows, cols))
+    box[:edge, :edge] = 1 / edge**2
+    kernel = np.fft.ifft2(spectrum(rows, cols, exponent) * np.abs(np.fft.fft2(box)) ** 2).real
+    return np.asarray(np.fft.fft2(kernel[::edge, ::edge]).real)
 
 
 class IdentityNoise:
@@ -146,8 +162,9 @@ class OracleDenoiser:
     ) -> None:  # fmt: skip
         self.shape, self.exponent, self.channels = shape, exponent, channels
         self.alpha, self.sigma_min = alpha, sigma_min
-        self._modes: dict[bytes, tuple[Floats, Floats]] = {}
         self._finest = int(np.prod(shape))
+        self._truth: tuple[tuple[int, int], Floats] | None = None
+        self._covered: tuple[bytes, list[tuple[NDArray[np.intp], Floats]]] = b"", []
 
     def token_shape(self, size: tuple[int, int, int] | None) -> tuple[int, int, int]:
         """Return `size` itself, one token per pixel; None is the native shape."""
@@ -160,25 +177,54 @@ class OracleDenoiser:
         nodes = [shift(first + (last - first) * i / n, alpha) for i in range(n + 1)]
         return [start, *nodes[1:-1], max(end, self.sigma_min)]
 
-    def modes(self, grid: TokenGrid) -> tuple[Floats, Floats]:
-        """Return eigenvalues (N,) and eigenvectors (N, N) of the covariance of the clean tokens of a grid."""
+    def covariances(self, grid: TokenGrid) -> list[tuple[NDArray[np.intp], Floats]]:
+        """Return for each frame its tokens' places (M,) and the covariance (M, M) of the clean tokens; frames share nothing."""
         key = grid.level.tobytes() + grid.coord.tobytes()
-        if key not in self._modes:
+        if self._covered[0] != key:
             frames, rows, cols = grid.shape
-            truth = np.kron(np.eye(frames), covariance(rows, cols, self.exponent))
-            seen = averaging(grid)
-            self._modes = {**dict(list(self._modes.items())[-7:]), key: np.linalg.eigh(seen @ truth @ seen.T)}
-        return self._modes[key]
+            if self._truth is None or self._truth[0] != (rows, cols):
+                self._truth = (rows, cols), covariance(rows, cols, self.exponent)
+            found, count, means = [], rows * cols, averaging(grid)
+            for frame in range(frames):
+                (at,) = np.nonzero(grid.coord[:, 0] == frame)
+                own = means[at][:, frame * count : (frame + 1) * count]
+                # A cell belongs to one token at most, so both products are sums over cells, not dense ones.
+                found.append((at, np.asarray(own @ (own @ self._truth[1]).T)))
+            self._covered = key, found
+        return self._covered[1]
 
     def __call__(self, x: torch.Tensor, grid: TokenGrid, sigma: float, cond: Conditioning) -> torch.Tensor:
-        """Return the exact E[eps - x0 | x], (N, D) float32."""
-        power, modes = self.modes(grid)
-        power = np.maximum(power, 0.0)
+        """Return the exact E[eps - x0 | x], (N, D) float32.
+
+        Means over whole cells of one size are a periodic field: a product in the frequency domain. Any other token set is a
+        Cholesky solve, which costs less than the eigenvectors of a grid that changes at every promotion.
+        """
+        z = x.double().numpy()
+        solve = self._filtered if is_periodic(grid) else self._solved
+        return torch.as_tensor(solve(z, grid, sigma)).float()
+
+    def _filtered(self, z: Floats, grid: TokenGrid, sigma: float) -> Floats:
+        frames, rows, cols = grid.shape
+        edge = 1 << int(grid.levels - grid.level[0])
+        power = np.maximum(folded(rows, cols, edge, self.exponent), 0.0)
         gain = (sigma - (1 - sigma) * power) / ((1 - sigma) ** 2 * power + sigma**2)
-        return torch.as_tensor(modes @ (gain[:, None] * (modes.T @ x.double().numpy()))).float()
+        at = tuple(grid.coord.T)
+        dense = np.empty((frames, rows // edge, cols // edge, z.shape[1]))
+        dense[at] = z
+        waves = np.fft.fft2(dense, axes=(1, 2))
+        return np.asarray(np.fft.ifft2(gain[None, :, :, None] * waves, axes=(1, 2)).real[at])
+
+    def _solved(self, z: Floats, grid: TokenGrid, sigma: float) -> Floats:
+        out = np.empty_like(z)
+        for at, clean in self.covariances(grid):
+            seen = (1 - sigma) ** 2 * clean
+            seen[np.diag_indices(len(at))] += sigma**2
+            inner = linalg.cho_solve(linalg.cho_factor(seen, overwrite_a=True, check_finite=False), z[at], check_finite=False)
+            out[at] = sigma * inner - (1 - sigma) * (clean @ inner)
+        return out
 
     def flops(self, tokens: int) -> float:
-        """Return the FLOPs of one call: two dense products with the modes."""
+        """Return the FLOPs of one call, counted as two dense products with the tokens' modes however it is solved."""
         return 4.0 * tokens**2 * self.channels
 
 

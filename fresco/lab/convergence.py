@@ -6,6 +6,7 @@ Source: METHOD 2.3.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from scipy import stats
 
 from fresco.config import SIGNALS, FrescoConfig
 from fresco.denoiser import Model
+from fresco.lab.calls import Call
 from fresco.sampler import SamplerStep, sample
 from fresco.selection import History
 from fresco.tokens import Layout
@@ -37,7 +39,14 @@ class ConvergenceRow:
 
 
 def correlations(model: Model, prompt: str, config: FrescoConfig) -> list[ConvergenceRow]:
-    """Return, for each step and signal, the rank correlation with the true remaining error of each token.
+    """Return the rows of `follow`."""
+    return [row for row in follow(model, prompt, config) if isinstance(row, ConvergenceRow)]
+
+
+def follow(model: Model, prompt: str, config: FrescoConfig) -> Iterator[Call | ConvergenceRow]:
+    """Yield every model call and, once the picture is there, the rank correlation of each step and signal.
+
+    It is that of the tokens' variance with their true remaining error.
 
     That error is the mean over a token's numbers of `|x0_hat - final x0|`, where the final x0 is the finished latent,
     averaged over a coarse token's cells. All signals are of one run and share its window.
@@ -54,14 +63,13 @@ def correlations(model: Model, prompt: str, config: FrescoConfig) -> list[Conver
             history.push(step.x, step.x0)
         seen.append((step, {signal: history.variance() for signal, history in histories.items()}))
         _expand(step, list(histories.values()), layout)
+        yield Call.after(step, config)
     final = layout.canvas(step.x_next, step.grid_next)
-    rows = []
     for step, variance in seen:
         error = (step.x0 - layout.gather(final, step.grid)).abs().mean(dim=1)
         for signal in ("z", "x0", "channel"):
             rho = _spearman(variance[signal], error)
-            rows.append(ConvergenceRow(step.step, step.sigma, len(step.grid), signal, rho))
-    return rows
+            yield ConvergenceRow(step.step, step.sigma, len(step.grid), signal, rho)
 
 
 def _expand(step: SamplerStep, histories: list[History], layout: Layout) -> None:

@@ -47,10 +47,12 @@ class Desk:
             yield found
 
     def sweep(
-        self, model: Model, prompt: str, base: FrescoConfig, axes: Mapping[str, Sequence[Any]], steps: Sequence[int]
-    ) -> Stream:
-        """Run every combination of the axes, then full resolution at several step counts."""
-        return self.follow(model, prompt, [*runs.cells(base, axes), *runs.full_cells(base, steps)])
+        self, model: Model, prompt: str, base: FrescoConfig, axes: Mapping[str, Sequence[Any]], steps: Sequence[int],
+        known: Sequence[Mapping[str, Any]] = (),
+    ) -> Stream:  # fmt: skip
+        """Run every combination of the axes but those `known`, by coordinates, then full resolution at several step counts."""
+        wanted = [cell for cell in runs.cells(base, axes) if cell.coords not in known]
+        return self.follow(model, prompt, [*wanted, *runs.full_cells(base, steps)])
 
     def ablation(self, model: Model, prompt: str, base: FrescoConfig, more: bool) -> Stream:
         """Run the paper's switches one at a time; `more`: this project's, too."""

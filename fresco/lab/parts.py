@@ -6,6 +6,7 @@ parent's clean estimate and its noise. Source: METHOD 2.1, 2.2; paper Eq. 8.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from fresco.config import FrescoConfig
 from fresco.denoiser import Denoiser, Model
 from fresco.errors import FrescoError
+from fresco.lab.calls import Call
 from fresco.noise import NoiseField
 from fresco.sampler import SamplerStep, sample
 from fresco.tokens import Layout
@@ -127,7 +129,12 @@ def _children(step: SamplerStep, token: int) -> list[int]:
 
 
 def first_expansion(model: Model, prompt: str, config: FrescoConfig, cell: tuple[int, int, int] | None = None) -> Parts:
-    """Return the first promotion of a run, or of the token over one place, taken apart; the run goes no further.
+    """Return what `follow` ends with."""
+    return next(found for found in follow(model, prompt, config, cell) if isinstance(found, Parts))
+
+
+def follow(model: Model, prompt: str, config: FrescoConfig, cell: tuple[int, int, int] | None = None) -> Iterator[Call | Parts]:
+    """Yield every model call up to the first promotion of a run, or of the token over one place, then that taken apart.
 
     Args:
         model, prompt, config: the run.
@@ -138,19 +145,23 @@ def first_expansion(model: Model, prompt: str, config: FrescoConfig, cell: tuple
     """
     denoiser = model.bind(config)
     for step in sample(denoiser, model.encode(prompt), config):
+        yield Call.after(step, config)
         if cell is not None:
             shape = step.grid.shape
             if len(cell) != 3 or not all(0 <= at < side for at, side in zip(cell, shape, strict=True)):
                 raise FrescoError(f"cell {cell} is not on the grid of {shape} (frames, rows, cols)")
             token = int(step.grid.cells()[tuple(cell)])
             if step.selected[token]:
-                return expansion_of(denoiser, config, step, token)
+                yield expansion_of(denoiser, config, step, token)
+                return
             continue
         for token in np.flatnonzero(step.selected).tolist():
             try:
-                return expansion_of(denoiser, config, step, token)
+                found = expansion_of(denoiser, config, step, token)
             except FrescoError:  # at the border, or expanded twice: another one will do
                 continue
+            yield found
+            return
     raise FrescoError(
         "the run promotes no token that can be taken apart; use a run with a low stage, tau higher or ratio above 0"
     )

@@ -6,6 +6,7 @@ the run began from it is never more. Source: paper, Proposition 1, Eq. 5-6; METH
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from fresco.backends import oracle
 from fresco.config import FrescoConfig
 from fresco.denoiser import Model
 from fresco.grid import TokenGrid, coarse_shape
+from fresco.lab.calls import Call
 from fresco.noise import NoiseField
 from fresco.sampler import sample
 from fresco.schedule import expanded, transition_weights
@@ -43,7 +45,12 @@ class PropositionRow:
 
 
 def along(model: Model, prompt: str, config: FrescoConfig, *, draws: int = 8) -> list[PropositionRow]:
-    """Return a row for each step of a run whose own path can be read where it would be re-noised to.
+    """Return the rows of `follow`."""
+    return [row for row in follow(model, prompt, config, draws=draws) if isinstance(row, PropositionRow)]
+
+
+def follow(model: Model, prompt: str, config: FrescoConfig, *, draws: int = 8) -> Iterator[Call | PropositionRow]:
+    """Yield every model call, and a row for each step of a run whose own path can be read where it would be re-noised to.
 
     A state at s goes up to `2 s / (1 + s)`, where an expansion lands. The run's own state there is read between its
     steps, linearly, and only as far back as its tokens have been the same: so none for the first step on a new grid,
@@ -56,10 +63,10 @@ def along(model: Model, prompt: str, config: FrescoConfig, *, draws: int = 8) ->
     denoiser = model.bind(config)
     field = NoiseField(config.seed, denoiser.channels, denoiser.patch)
     rng = np.random.default_rng([config.seed, 0x9A07])
-    rows: list[PropositionRow] = []
     grid: TokenGrid | None = None
     path, eps = Path(), torch.empty(0)
     for step in sample(denoiser, model.encode(prompt), config):
+        yield Call.after(step, config)
         if step.grid is not grid:
             grid, path, eps = step.grid, Path(), torch.as_tensor(field.at(step.grid)).to(step.x)
         path.nodes.append((step.sigma, step.x))
@@ -71,8 +78,7 @@ def along(model: Model, prompt: str, config: FrescoConfig, *, draws: int = 8) ->
         apart = [rest + b * torch.as_tensor(rng.standard_normal(tuple(rest.shape))).to(rest) for _ in range(draws)]
         fresh = sum(float(x.square().mean()) for x in apart) / draws
         unified = float((rest + b * eps).square().mean())
-        rows.append(PropositionRow(step.step, step.sigma, landing, unified, fresh, b**2))
-    return rows
+        yield PropositionRow(step.step, step.sigma, landing, unified, fresh, b**2)
 
 
 def exact(

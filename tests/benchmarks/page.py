@@ -5,7 +5,8 @@
 Starts `python app.py` itself, opens the page in a fresh Chromium and counts by the DevTools protocol: the time until the server
 answers; three visits over a network of 10 Mbit/s and 100 ms, from the click on the link to the first drawn step of the recorded
 run; then, of live runs, the bytes that arrive and the milliseconds of script, layout and style per streamed step (processor
-time of the page's main thread); then the same while the finished run is scrubbed; and all bytes of page and first run together.
+time of the page's main thread), and the script without that of an idle page (on every page of Gradio's a clock runs at each
+frame of the screen); then the same while the finished run is scrubbed; and all bytes of page and first run together.
 """
 
 from __future__ import annotations
@@ -100,20 +101,25 @@ def main() -> None:
             answered = time.perf_counter() - begin
             drawn = [first_step(browser, f"http://127.0.0.1:{port}/") for _ in range(3)]
             query = {"nfe": args.nfe, "reference": "same NFE", "prompt": "red apple, noto style, on blue"}
-            meter, rows = Meter(page.context.new_cdp_session(page)), []
+            meter, rows, own = Meter(page.context.new_cdp_session(page)), [], []
             page.goto(f"http://127.0.0.1:{port}/?{urlencode(query)}", timeout=PATIENCE)
             until(page, "d.mode === 'recorded' && +d.framesRef > 0")
             page.locator("#viewer .fv-play").click()
             page.wait_for_timeout(5000)  # the rest of the recorded runs
             loaded = meter.bytes
+            meter.read()
+            page.wait_for_timeout(4000)
+            idle = meter.read()[1]["ScriptDuration"] / 4  # ms of script a second
             for run in range(args.runs + 1):
                 before = page.evaluate(f"{ROOT}.dataset.run")
                 meter.read()
+                began = time.perf_counter()
                 page.click("button#run")
                 until(page, f"d.run !== '{before}' && +d.frames === {args.nfe} && +d['framesRef'] === {args.nfe}")
                 got = meter.read()
                 if run:  # the first also loads and warms the model
                     rows.append(got)
+                    own.append(got[1]["ScriptDuration"] - idle * (time.perf_counter() - began))
             steps = 2 * args.nfe
             page.locator(".fv-line").focus()
             page.keyboard.press("Home")
@@ -129,6 +135,8 @@ def main() -> None:
     print(f"python app.py until it answers  {answered:7.1f} s")
     print("a recorded step is drawn after  " + ", ".join(f"{1000 * t:.0f}" for t in sorted(drawn)) + " ms (10 Mbit/s, 100 ms)")
     print(f"page and one comparison         {(loaded + rows[0][0]) / 1e6:7.2f} MB")
+    print(f"script of an idle page          {idle:7.1f} ms a second")
+    print("script of a streamed step       " + ", ".join(f"{ms / steps:.1f}" for ms in own) + " ms without that")
     print(f"{'':32}{'kB':>8}{'script':>9}{'layout':>9}{'style':>9}{'main thread':>13}   (ms)")
     for name, (received, spent), count in [*((f"live run {k + 1}, per step", r, steps) for k, r in enumerate(rows)),
                                            ("scrubbing, per step", scrub, args.nfe - 1)]:  # fmt: skip

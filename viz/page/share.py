@@ -60,7 +60,7 @@ def place() -> Sharing:
             layers = gr.CheckboxGroup(
                 LAYERS, value=["variance"], label="Layers beside the sketch (films, stills)", elem_id="export-layers", scale=3
             )
-            taught = gr.Checkbox(False, label="Put the lesson into the page", elem_id="export-lesson", scale=2)
+        taught = gr.Checkbox(False, label="Put the lesson into the page", elem_id="export-lesson")
         with gr.Row():
             start = gr.Button("Export", elem_id="export", min_width=120)
             cancel = gr.Button("Cancel", elem_id="export-cancel", min_width=120)

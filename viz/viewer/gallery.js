@@ -8,7 +8,7 @@
 
 const shelf = element.querySelector('.fg-gallery');
 const part = (name) => shelf.querySelector(`.fg-${name}`);
-let story = { runs: [], page: false }, own = [], chosen = null, turn = 0;
+let story = { runs: [], page: false }, own = [], chosen = null, turn = 0, early = null;
 const bundles = new Map();
 
 function player() { return document.querySelector('#viewer .fv-root')?.frescoViewer ?? null; }
@@ -87,8 +87,8 @@ function bundleOfLive(v, slug) {
 
 function queryOf(m) {
   const q = new URLSearchParams({ prompt: m.prompt, model: m.model, seed: m.seed, nfe: m.nfe, stages: m.stages.join('-'), ...(m.tau ? { tau: m.tau } : { ratio: m.ratio }) });
-  for (const name of ['selection', 'signal', 'transition', 'noise', 'expansion', 'frame', 'window', 'checks', 'levels', 'detail_gain', 'guidance']) {
-    if (m[name] !== undefined && m[name] !== null) q.set(name, m[name]);
+  for (const name of ['size', 'head', 'selection', 'signal', 'transition', 'landing', 'noise', 'expansion', 'frame', 'window', 'checks', 'levels', 'detail_gain', 'guidance']) {
+    if (m[name] !== undefined && m[name] !== null) q.set(name, Array.isArray(m[name]) ? m[name].join('-') : m[name]);
   }
   return String(q);
 }
@@ -139,7 +139,7 @@ function card(run) {
   const item = node('li'), label = node('label'), input = node('input', '', { type: 'radio', name: 'fg-run', value: run.slug });
   input.checked = run.slug === chosen;
   input.setAttribute('aria-label', run.own ? `${run.title}, yours` : run.title);     // the words beside it are not always shown
-  input.onchange = () => { choose(run.slug); open(run.slug); if (story.page) trigger('select', run.own ? { query: run.query } : { slug: run.slug }); };
+  input.onchange = () => { choose(run.slug); open(run.slug); ask(run.own ? { query: run.query } : { slug: run.slug }); };
   const image = node('img', '', { alt: '', width: 92, height: 92, loading: 'lazy', decoding: 'async' });
   if (/^data:image\/(webp|png|jpeg);base64,/.test(run.thumb)) image.src = run.thumb;
   label.append(input, image, node('span', run.title));
@@ -171,6 +171,13 @@ function about() {
   }));
 }
 
+/** Asks the page to fill in a run's settings. The page's own first ones may still be on their way: then once more, after them. */
+function ask(what) {
+  if (!story.page) return;
+  if (!player()?.store.opened) early = what;
+  trigger('select', what);
+}
+
 function choose(slug) {
   chosen = slug;
   for (const input of part('list').querySelectorAll('input')) input.checked = input.value === slug;
@@ -179,7 +186,8 @@ function choose(slug) {
 
 function follow(event) {
   const { run, mode, finished } = event.detail;
-  part('keep').hidden = !(story.page && mode === 'live' && finished && !own.some((r) => r.slug === `own-${run}`));
+  part('keep').hidden = !story.page;                                        // its place is kept free, so that nothing moves when it comes
+  part('keep').style.visibility = mode === 'live' && finished && !own.some((r) => r.slug === `own-${run}`) ? '' : 'hidden';
   const slug = run?.startsWith('recorded:') ? run.slice(9) : null;
   if (event.detail.changed.includes('run') && slug !== chosen && (slug || chosen !== `own-${run}`)) choose(slug);
 }
@@ -202,8 +210,9 @@ function take() {
 if (shelf) {
   shelf.frescoGallery = { open: async (slug) => { const shown = await open(slug); if (shown) choose(slug); return shown; }, slugs: () => all().map((r) => r.slug) };
   document.addEventListener('fresco:change', (event) => { if (shelf.isConnected) follow(event); });
+  document.addEventListener('fresco:opened', () => { if (early) trigger('select', early); early = null; });
   part('keep').onclick = keepLive;
-  part('again').onclick = () => { const run = all().find((r) => r.slug === chosen); if (run) trigger('select', { query: run.query }); };
+  part('again').onclick = () => { const run = all().find((r) => r.slug === chosen); if (run) ask({ query: run.query }); };
   part('rename').onclick = () => { part('form').hidden = false; part('name').value = all().find((r) => r.slug === chosen)?.title ?? ''; part('name').select(); };
   part('remove').onclick = remove;
   part('form').onsubmit = (event) => { event.preventDefault(); rename(part('name').value.trim()); part('rename').focus(); };

@@ -14,7 +14,8 @@
 //                         finished, panes}; step and frame count from 0, token is [f, r, c] or null, null = not known yet
 //   receive(message)      take a message of viz/frame.py, an object or its JSON
 // A setter returns state(). Nothing throws: what cannot be is clamped or left as it was.
-// Event: the root sends `fresco:change` (a CustomEvent that bubbles) after every change of the state, once per task:
+// Events (CustomEvents that bubble): the root sends `fresco:opened` after each message of the page's own, the first of which says
+// what opens; and `fresco:change` after every change of the state, once per task:
 // detail = {...state(), changed: ['step', ...], by: 'user' | 'api' | 'play' | 'data'}: who did it, a person before all others.
 
 // ---------------------------------------------------------------------------------------------------------------- pure
@@ -309,7 +310,7 @@ const calm = matchMedia('(prefers-reduced-motion: reduce)');
 const LUT = viridisTable();
 const uid = `fv${Math.random().toString(36).slice(2, 8)}`;
 
-const store = { run: '', past: new Set(), tracks: new Map(), range: null, stopped: false, bundle: null, base: [], url: '', linked: true, pending: null, recorded: null, wish: null, done: false };
+const store = { run: '', past: new Set(), tracks: new Map(), range: null, stopped: false, bundle: null, base: [], url: '', linked: true, pending: null, recorded: null, wish: null, done: false, chosen: false, opened: false };
 const view = { mode: 'live', pos: 0, follow: true, playing: false, layer: 2, opacity: 0.7, align: 'cost', token: null, cursor: null, hover: null,
   tau: null, dragging: false, shown: [], count: 2, chosen: false, against: '', slice: 0, looping: false, speed: 1, toldAt: 0 };
 let cause = 'data', told = null, causes = new Set();
@@ -384,7 +385,7 @@ function startLive(run) {
   setPlaying(false);
   reset();
   loading++;                                                              // a bundle still on its way is no longer wanted
-  store.run = run; store.recorded = null; view.mode = 'live'; view.token = view.cursor = null;
+  store.run = run; store.recorded = null; store.chosen = true; view.mode = 'live'; view.token = view.cursor = null;
 }
 
 /** Panes for runs that are still to come, so that the page does not jump when they do. */
@@ -425,6 +426,7 @@ async function onBundleUrl(message) {
   const url = new URL(String(message.url), document.baseURI), linked = message.linked !== false;
   if (url.origin !== location.origin) { say('That recorded run is on another server, so it was not loaded.', 'warn'); return; }
   if (recorded() && store.url === url.href && store.linked === linked) return;        // it plays already: the page asked before the server did
+  if (store.chosen) return;                                                            // somebody was faster than the page, and has opened a run
   const turn = ++loading;
   say('Loading the recorded run…', 'info');
   try {
@@ -458,7 +460,7 @@ async function readLines(reader, wanted, linked, url) {
 }
 
 /** `linked` is false where the address asks for another, live run: its step and token wait for that one. */
-function onBundle(bundle, linked = true) { loading++; takeBundle(bundle, linked, '', true); }
+function onBundle(bundle, linked = true) { loading++; takeBundle(bundle, linked, '', true); store.chosen = true; }
 
 /** A recorded prompt, of which more and more frames are there; it opens as soon as its first run is, `done` when nothing follows. */
 function takeBundle(bundle, linked, url, done) {
@@ -943,8 +945,8 @@ function paneWords(t, frames, at) {
   if (!t) return ['Reference', '', 'No reference was run with the same seed, so there is nothing beside it to compare.'];
   if (at < 0) return [title(t), '', frames.length || !t.id ? 'At this cost it is still inside its first step: nothing to show yet.' : 'Waiting for its first step…'];
   const f = frames[at];
-  const quality = Number.isFinite(f.psnr) ? ` · ${f.psnr.toFixed(1)} dB` : '';
-  return [title(t), `step ${f.i + 1} of ${f.of}${at === f.of - 1 ? ', finished' : ''}${quality}`, ''];
+  const more = Number.isFinite(f.psnr) ? ` · ${f.psnr.toFixed(1)} dB` : at === f.of - 1 ? ', finished' : '';      // short: a phone has 20 letters
+  return [title(t), `step ${f.i + 1} of ${f.of}${more}`, ''];
 }
 
 function drawPane(figure, frames, at, t, which) {
@@ -1500,7 +1502,7 @@ function storySentence(story, promoted, levels) {
   const last = promoted.at(-1);
   if (!last) return story.at(-1).level === levels ? 'This cell was fine from the start.' : 'Not promoted yet: its variance has not dipped under tau at a step where the sampler looked.';
   if (last.forced && !(last.v <= last.tau)) return `It never settled: promoted after step ${last.i + 1} only because the mixed stage ended there. Its variance was still above tau.`;
-  return `Promoted after step ${promoted.map((p) => p.i + 1).join(' and ')}: look for the curve dipping under the dashed tau line there. The patch sharpens afterwards.`;
+  return `Promoted after step ${promoted.map((p) => p.i + 1).join(' and ')}: its variance lies under the dashed tau line there. The patch sharpens afterwards.`;
 }
 
 function chartX(i, width) { const of = track(0).of; return CHART.left + (of > 1 ? i / (of - 1) : 0) * (width - CHART.left - CHART.right); }
@@ -1790,6 +1792,14 @@ function listenPane(figure, which) {
 
 function userGotoStep(i) { setPlaying(false); gotoStep(Math.max(0, i)); }
 
+/** Takes what the page says; once it has said what opens, whoever was faster than that is told (the gallery). */
+function opened() {
+  receive(props.value);
+  if (!props.value || element.id === 'fresco-early') return;
+  store.opened = true;
+  root.dispatchEvent(new CustomEvent('fresco:opened', { bubbles: true }));
+}
+
 function setAlign(align) {
   if (align !== 'cost' && align !== 'step') return;
   view.align = align;
@@ -1817,8 +1827,8 @@ if (root) {
       place.frescoViewer = root.frescoViewer;
       element = place;
       holder.remove();
-      host.watch('value', () => receive(props.value));
-      receive(props.value);
+      host.watch('value', opened);
+      opened();
       if (recorded()) sayRecorded();
       redraw();
     },
@@ -1827,7 +1837,7 @@ if (root) {
     stops: () => stops,
     pure: { decodeBytes, decodeBits, decodeWords, numberTokens, quantise, dequantise, decodeFrame, wouldPromote, histogram, steadyRange, stepAtCost, planStops, settingsThatDiffer, lineage, tokenRect, nearestLog, unit, scientific },
   };
-  watch('value', () => receive(props.value));
-  receive(props.value);
+  watch('value', opened);
+  opened();
   publish();
 }
