@@ -17,7 +17,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl
@@ -31,8 +31,9 @@ from fresco.config import REFERENCES, ConfigError, FrescoConfig
 from fresco.errors import FrescoError
 from viz import bundle, frame, lesson, link, mount, share, story
 from viz.page import lab, studio
+from viz.page import recorded as tables
 from viz.page import share as exports
-from viz.page.controls import CONTROLS, LIMITS, PRESETS, TAU, configuration, fitting, named, show
+from viz.page.controls import CONTROLS, LIMITS, PRESETS, TAU, configuration, fitting, named, show, size_of
 from viz.page.relay import Relay
 from viz.page.studio import PRIVATE, THEME
 from viz.page.words import CSS, JS, LAB_TABS, TABS
@@ -111,11 +112,16 @@ def sentences() -> Iterator[None]:
         raise gr.Error(said, print_exception=False) from error
 
 
-def click_run(*inputs: Any) -> Iterator[str]:
-    """Run what the controls show."""
-    values = named(inputs)
+def click_run(run: str, *inputs: Any) -> None:
+    """Run what the controls show; the steps go to the browser through the relay, for as long as it listens."""
+    opened = RELAY.open(run)
+
+    def steps() -> Iterator[str]:
+        values = named(inputs)
+        yield from stream(configuration(values), opened, **{name: values[name] for name in link.OWN})
+
     with sentences():
-        yield from stream(configuration(values), **{name: values[name] for name in link.OWN})
+        RELAY.send(opened[0], steps())
 
 
 def run(
@@ -186,11 +192,19 @@ def compared(model: str, prompt: str, config: FrescoConfig, reference: str, prev
     yield from compare(load(model), prompt, config, reference, references(), preview_every=preview_every)
 
 
-def stream(config: FrescoConfig, *, prompt: str, model: str, reference: str, preview_every: int) -> Iterator[str]:
-    """Yield the viewer's messages of one comparison; closing it stops the run within a step."""
+def stream(
+    config: FrescoConfig, opened: tuple[str, dict[int, frame.Track]] | None = None, *, prompt: str, model: str, reference: str,
+    preview_every: int,
+) -> Iterator[str]:  # fmt: skip
+    """Yield the viewer's messages of one comparison; closing it stops the run within a step.
+
+    Args:
+        config: the run's settings. opened: its id and tracks, where the browser knows them already.
+        prompt, model, reference, preview_every: as `run` takes them.
+    """
     net, prompt = asked({"prompt": prompt, "model": model}, load)
     yield from hints(net, prompt)
-    run_id, tracks = RELAY.open()
+    run_id, tracks = opened or RELAY.open()
     for seen in compared(model, prompt, config, reference, preview_every):
         if seen.track not in tracks:
             label = "Fresco" if seen.track == 0 else f"Full resolution, {seen.config.nfe} steps"
@@ -216,10 +230,11 @@ def race(values: Mapping[str, Any], chosen: Mapping[str, FrescoConfig | str]) ->
     yield from hints(net, prompt)
     run_id, tracks = RELAY.open()
     runs: list[tuple[Any, FrescoConfig]] = []
+    same = {"seed": values["seed"], "guidance": values["guidance"], "size": size_of(values["size"])}
     for what in chosen.values():
         if isinstance(what, str):
             other = find(what)
-            runs.append((other.model(net), other.on(net).replace(seed=values["seed"], guidance=values["guidance"])))
+            runs.append((other.model(net), other.on(net).replace(**same)))
         else:
             runs.append((net, what))
     for k, (label, (own, config)) in enumerate(zip(chosen, runs, strict=True)):
@@ -240,9 +255,14 @@ def race(values: Mapping[str, Any], chosen: Mapping[str, FrescoConfig | str]) ->
     yield frame.done(run_id)
 
 
+def made_here(key: str) -> Any:
+    """Return a finished run of the lab, its trace, and that of its reference where it is still known."""
+    return desk().traces(load_for_lab(desk().model_of(key) or MODELS[0]), key)
+
+
 def open_kept(key: str) -> str:
     """Return the viewer's message of a finished run of the lab, beside its reference where that is still known."""
-    found, trace, reference = desk().traces(load_for_lab(desk().model_of(key) or MODELS[0]), key)
+    found, trace, reference = made_here(key)
     likeness = min(found.psnr, 99.0) if found.psnr is not None else None
     runs = [bundle.Recorded(trace, likeness, found.ssim)]
     others = [bundle.Recorded(reference)] if reference else []
@@ -295,7 +315,8 @@ def trace(run: str, track: int = 0, form: Literal["json", "npz"] = "json") -> st
     "config", "provenance", "events": [...]}; as "npz" it is {"name", "npz"}, the NumPy archive in base64.
 
     Args:
-        run: Id of the run, as `run` in each message of /run; or recorded:NAME for one of the gallery. The newest 8 are kept.
+        run: Id of the run, as `run` in each message of /run, or recorded:KEY with the `key` of a message of /sweep, of both of
+            which the newest are kept; or recorded:NAME for one of the gallery.
         track: 0 is the run itself, 1 and up are what it was compared with.
         form: json or npz.
     """
@@ -312,6 +333,8 @@ def shown(viewer: str) -> tuple[list[Any], int]:
     kind, _, slug = str(s["run"]).partition("recorded:")
     if kind == "" and slug in recorded():
         return share.from_bundle(recorded()[slug], s.get("tau"), s.get("nfe")), int(s.get("step", 0))
+    if kind == "" and desk().model_of(slug):
+        return [found for found in made_here(slug)[1:] if found], int(s.get("step", 0))
     return KEPT.find(str(s["run"])), int(s.get("step", 0))
 
 
@@ -404,6 +427,16 @@ def take_tau(event: gr.EventData) -> tuple[str, float, float]:
     return "tau", tau, math.log10(tau)
 
 
+def beside(
+    values: lab.Values, base: FrescoConfig, axes: Mapping[str, Sequence[Any]], steps: Sequence[int], table: tables.Table | None
+) -> lab.Stream:
+    """Return a sweep's stream, without the cells that a table has recorded of the same weights."""
+    net, prompt = asked(values)
+    known = [p["coords"] for p in table.points] if table and table.weights == net.provenance else []
+    stream: lab.Stream = desk().sweep(net, prompt, fitting(base, axes), axes, steps, known)
+    return stream
+
+
 def services() -> lab.Services:
     """Return what the lab's tabs can ask for; nothing of it is loaded before somebody does."""
 
@@ -411,17 +444,15 @@ def services() -> lab.Services:
         return importlib.import_module(f"fresco.lab.{name}")
 
     return lab.Services(
-        guard=sentences, compare=race, open=open_kept,
-        sweep=lambda values, base, axes, steps: desk().sweep(*asked(values), fitting(base, axes), axes, steps),
+        guard=sentences, compare=race, open=open_kept, sweep=beside,
         ablation=lambda values, base, more: desk().ablation(*asked(values), base, more),
         sentences=lambda: tool("desk").sentences(),
         identity=lambda values, config: desk().identity(*asked(values), config),
         noise=lambda seed, fresh: tool("desk").noise(seed, fresh),
-        proposition=lambda values, config: (
-            tool("proposition").along(*asked(values), config.as_full(config.nfe)), tool("proposition").exact()
-        ),
-        convergence=lambda values, config: tool("convergence").correlations(*asked(values), config),
-        expansion=lambda values, config, cell: tool("parts").first_expansion(*asked(values), config, cell),
+        proposition=lambda values, config: tool("proposition").follow(*asked(values), config.as_full(config.nfe)),
+        exact=lambda: tool("proposition").exact(),
+        convergence=lambda values, config: tool("convergence").follow(*asked(values), config),
+        expansion=lambda values, config, cell: tool("parts").follow(*asked(values), config, cell),
         results=lambda keys: desk().results(keys),
     )  # fmt: skip
 
@@ -436,7 +467,8 @@ def page() -> gr.Blocks:
         urls = {slug: address(slug) for slug in recorded()}
         shelf = story.shelf(list(recorded().values()), urls=urls, page=True)
         space = os.environ.get("SPACE_ID", "")
-        tabs = lab.Lab()
+        swept = {slug: found for slug, b in recorded().items() if (found := tables.table(b, address(slug)))}
+        tabs = lab.Lab(swept)
         at = studio.place(
             MODELS, shelf, story.taught(lesson.LESSONS, recorded()), EXAMPLES["prompts"], space, backfill, tabs.place
         )
@@ -444,15 +476,18 @@ def page() -> gr.Blocks:
         c, inputs = at.controls, at.inputs
 
         asked = [at.start.click, c["prompt"].submit]
-        running = gr.on(asked, click_run, inputs, at.viewer, **lab.GPU, **PRIVATE)
+        # Every click counts: it leaves the run before, which then ends at its next step, and queues its own.
+        start = "(_, ...given) => [window.frescoLive.start(), ...given]"
+        running = gr.on(asked, click_run, [at.run, *inputs], None, js=start, trigger_mode="multiple", **lab.GPU, **PRIVATE)
+        running.failure(None, None, None, js="() => window.frescoLive.failed()")
         gr.on(asked, None, None, None, js=JS["watch"])
-        at.stop.click(lambda: frame.done("", stopped=True), None, at.viewer, cancels=[running], queue=False, **PRIVATE)
+        at.stop.click(None, None, None, js="() => window.frescoLive.stop()")
         demo.load(open_link, None, [*inputs, at.log_tau, at.viewer, at.tabs], **PRIVATE)
         demo.load(lambda: f"Runs on: {hosting.hardware().sentence}", None, at.hardware, **PRIVATE)
         at.gallery.select(take_choice, None, [*inputs, at.log_tau], **PRIVATE)
         exports.wire(at.sharing, shown, sentences, lambda request: str(request.request.url).split("/gradio_api")[0] + "/")
         at.viewer.select(take_tau, None, [c["drive"], c["tau"], at.log_tau], **PRIVATE)
-        at.preset.input(lambda name: fill(show(PRESETS[name], {}))[3:], at.preset, inputs[3:], **PRIVATE)
+        at.preset.input(lambda name: fill(show(PRESETS[name], {}))[4:], at.preset, inputs[4:], **PRIVATE)
         told = at.share.click(copy_link, inputs, at.query, **PRIVATE)
         told.then(None, [at.query, at.space], at.address, js=JS["copy_link"])
     return demo
@@ -475,9 +510,10 @@ def main() -> None:
         threading.Thread(target=load, args=(MODELS[0],), daemon=True).start()
     plays = [{"url": address(slug), "prompt": b["prompt"], "seed": b["seed"]} for slug, b in recorded().items()]
     first = Middleware(mount.FirstPaint, script=JS["head"] + mount.script(plays))  # Gradio adds its own head much later
+    served = {"middleware": [first], "routes": RELAY.routes()}
     page().queue(max_size=32).launch(
-        server_name=args.host, server_port=args.port, theme=THEME, css_paths=[CSS], app_kwargs={"middleware": [first]},
-        show_error=False, ssr_mode=False, run_history=False, mcp_server=True, footer_links=["api", "settings"],
+        server_name=args.host, server_port=args.port, theme=THEME, css_paths=[CSS], app_kwargs=served, show_error=False,
+        ssr_mode=False, run_history=False, mcp_server=True, footer_links=["api", "settings"],
     )  # fmt: skip
 
 

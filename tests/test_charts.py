@@ -109,7 +109,36 @@ def test_the_proposition_is_drawn_as_measured():
     assert len(traces(charts.proposition([], exact))) == 3
 
 
+def test_how_far_fresh_noise_lands_is_a_median():
+    rows = [{"unified": u, "fresh": 1.0} for u in (1e-15, 0.5, 0.25, 0.01)]
+    assert "lands 4.0 times" in charts.beyond(rows)  # of 2, 4 and 100; what is zero but for rounding has no ratio
+    assert "3 steps" in charts.beyond(rows)
+    assert "lands 2,000 times" in charts.beyond([{"unified": 0.0005, "fresh": 1.0}])
+    assert "too short" in charts.beyond(rows[:1])
+
+
+def test_the_words_in_the_proposition_stand_clear_of_both_lines_they_name():
+    exact = [{"sigma_from": s, "unified": 0.01, "fresh": 0.3, "bound": 0.2} for s in (0.2, 0.4, 0.6)]
+    measured = [
+        {"sigma_from": 0.41, "unified": 0.001, "fresh": 0.9, "bound": 0.02},
+        {"sigma_from": 0.9, "unified": 1e-7, "fresh": 0.4, "bound": 0.19},
+    ]
+    words = charts.proposition(measured, exact).layout.annotations
+    at = {a.text.split()[0]: (a.x, 10**a.y, a.yanchor, a.xanchor) for a in words}
+    assert at == {
+        "fresh": (1, pytest.approx(0.4), "bottom", "right"), "b²,": (1, pytest.approx(0.19), "top", "right"),
+        "the": (0, pytest.approx(0.001), "top", "left"),
+    }  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------------ convergence
+
+
+def test_the_stages_are_where_their_steps_are():
+    rows = [{"step": k, "sigma": 0.5, "signal": "x0", "rho": 0.5} for k in range(6)]
+    figure = charts.convergence(rows, ["low", "low", "mixed", "full", "full", "full"])
+    assert [(s.x0, s.x1) for s in figure.layout.shapes] == [(0.5, 2.5), (2.5, 3.5), (3.5, 6.5)]
+    assert [a.text for a in figure.layout.annotations] == ["low", "mixed", "full"]
 
 
 def test_convergence_has_a_gap_where_nothing_is_known():

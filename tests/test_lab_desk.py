@@ -40,6 +40,12 @@ def test_a_stopped_sweep_goes_on_where_it_was(desk):
     assert steps == {"tau 0.1, nfe 4": 4}
 
 
+def test_what_is_known_is_left_out(desk):
+    axes = {"tau": [0.01, 0.1], "nfe": [4, 5]}
+    results, _ = split(desk.sweep(MODEL, "x", BASE, axes, [], [{"nfe": 4, "tau": 0.01}, {"tau": 0.1, "nfe": 9}]))
+    assert [r.coords for r in results] == [{"tau": 0.01, "nfe": 5}, {"tau": 0.1, "nfe": 4}, {"tau": 0.1, "nfe": 5}]
+
+
 def test_the_oldest_results_are_let_go(desk):
     results, _ = split(desk.sweep(MODEL, "x", BASE, {"nfe": [4, 5]}, [3, 4]))
     assert [r.config.is_full for r in results] == [False, False, True, True]

@@ -112,8 +112,9 @@ def test_an_axis_that_cannot_be_read_is_one_sentence(name, text):
 
 
 NOW = {
-    "prompt": "owl", "seed": 7, "model": "sinopia", "drive": "tau", "tau": 0.01, "ratio": 0.4, "nfe": 9, "low": 4, "mixed": 3,
-    "full": 2, "window": 4, "checks": "every", "transition": "carry", "noise": "field", "signal": "x0",
+    "prompt": "owl", "seed": 7, "model": "sinopia", "size": "", "head": 0, "landing": 2, "drive": "tau",
+    "tau": 0.01, "ratio": 0.4, "nfe": 9, "low": 4, "mixed": 3, "full": 2, "window": 4,
+    "checks": "every", "transition": "carry", "noise": "field", "signal": "x0",
     "selection": "variance", "expansion": "hadamard", "frame": "auto", "levels": 1, "detail_gain": 0, "guidance": None,
     "reference": "none", "preview_every": 1,
 }  # fmt: skip
@@ -128,12 +129,73 @@ def test_the_controls_say_a_configuration_and_are_filled_from_it():
     assert controls.configuration(NOW | controls.show(config, {})) == config
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": (1, 128, 96)}, {"size": (5, 480, 832)}, {"head": 2, "stages": (3, 2, 2)},
+        {"transition": "renoise", "checks": 1, "landing": 6.3}, {"transition": "redraw", "checks": 2},
+        {"selection": "attention_variance", "ratio": 0.3}, {"expansion": "lanczos"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_that_the_controls_show_goes_through_link_and_controls(changes):
+    """A configuration -> its address -> the controls -> the configuration that is run: the same, and within the limits."""
+    config = controls.configuration(NOW).replace(**changes)
+    query = dict(parse_qsl(link.write(config, PRESETS[1])))
+    got, _, notes = link.read(query, PRESETS[1], CHOICES, controls.LIMITS)
+    assert notes == []
+    assert controls.configuration(NOW | controls.show(got, {})) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("", None), (None, None), ("1-128-96", (1, 128, 96)), ("128 x 96", (1, 128, 96)), ("96×128", (1, 96, 128)),
+     ("5, 480, 832", (5, 480, 832))],
+)  # fmt: skip
+def test_a_size_is_read_as_it_is_typed(text, size):
+    assert controls.size_of(text) == size
+    assert controls.configuration(NOW | {"size": text}).size == size
+
+
+@pytest.mark.parametrize("text", ["big", "128", "1-2-3-4", "-5-5", "1e3 x 5", "9999999-5", "12 ³ x 5"])
+def test_a_size_that_is_none_is_one_sentence(text):
+    with pytest.raises(ConfigError, match="choose one of the list") as caught:
+        controls.size_of(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", controls.SIZES)
+def test_a_bundled_model_can_make_every_size_it_is_offered_in(name):
+    from fresco.backends import load_model
+
+    model = load_model(name, device="cpu")
+    native, *others = [controls.size_of(value) for _, value in controls.sizes(name)]
+    assert native is None
+    assert len(set(others)) == len(others) > 2
+    for size in others:
+        shape = model.bind(FrescoConfig(size=size)).token_shape(size)
+        assert shape[1] / shape[2] == size[1] / size[2]
+
+
+def test_no_control_lacks_its_words():
+    from fresco import config
+    from viz.page.words import HELP
+
+    for name in controls.CHOICES:
+        assert HELP[name].endswith(".")
+    names = {"transition": config.TRANSITIONS, "expansion": config.EXPANSIONS, "selection": config.SELECTIONS}
+    for setting, known in names.items():
+        assert [n for n in known if not re.search(rf"\b{n}\b", HELP[setting])] == []
+
+
 def test_presets_take_the_controls_nfe_and_seed_and_links_only_the_seed():
     for source, nfe in (("the controls", 9), ("paper", 9), ("recommended", 9), (controls.FULL_SAME, 9), (controls.FULL_50, 50)):
         config, notes = controls.chosen(source, "", NOW)
         assert (config.nfe, config.seed, notes) == (nfe, 7, [])
         assert config.is_full == source.startswith("full")
     assert controls.chosen("paper", "", NOW)[0].transition == "renoise"
+    for source in ("the controls", "paper", controls.FULL_SAME, controls.FULL_50):  # pictures of one size can be compared
+        assert controls.chosen(source, "", NOW | {"size": "1-128-96"})[0].size == (1, 128, 96)
     for address in ("https://example.org/?nfe=5&ratio=0.25&seed=3", "nfe=5&ratio=0.25&seed=3"):
         config, _ = controls.chosen(controls.LINK, address, NOW)
         assert (config.nfe, config.ratio, config.tau, config.seed) == (5, 0.25, None, 7)

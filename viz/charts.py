@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from viz import style
 
 Point = Mapping[str, Any]
-QUALITIES = {"psnr": "PSNR to 50 full steps of the same seed, dB", "ssim": "SSIM to 50 full steps of the same seed"}
+QUALITIES = {"psnr": "PSNR to 50 full steps, dB", "ssim": "SSIM to 50 full steps"}  # of the same seed
 ROUNDING = 1e-9
 SIGNALS = {"z": "noisy state z", "x0": "clean estimate x0", "channel": "across channels"}
 
@@ -63,8 +63,17 @@ def _layout(x: str, y: str, **more: Any) -> dict[str, Any]:
         "margin": {"l": 64, "r": 16, "t": 16, "b": 56}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": style.MUTED},
         "xaxis": {"title": {"text": x, "font": title}, **axis}, "yaxis": {"title": {"text": y, "font": title}, **axis},
-        "clickmode": "event", **more,
+        "clickmode": "event", "dragmode": False, "modebar": {"remove": _TOOLS, "bgcolor": style.CLEAR}, **more,
     }  # fmt: skip
+
+
+# A finger that drags is to scroll the page, and nothing here needs a closer look.
+_TOOLS = ["zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale"]
+
+
+def _note(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
+    """Return words in a chart, in units of its data."""
+    return {"x": x, "y": y, "text": text, "showarrow": False, "font": {"size": 12}, **more}
 
 
 def _shades(count: int) -> list[str]:
@@ -82,9 +91,10 @@ def pareto(points: Sequence[Point], curve: Sequence[Point], *, quality: str = "p
         curve: full-resolution runs.
         quality: "psnr" or "ssim".
     """
-    figure = go.Figure(layout=_layout("cost in full-resolution steps (FLOPs)", QUALITIES[quality], hovermode="closest"))
+    figure = go.Figure(layout=_layout("cost in full-resolution steps (FLOPs)", QUALITIES[quality]))
     known = _known(points, quality)
     groups = list(dict.fromkeys(p.get("group", "") for p in points))
+    old = any(p.get("recorded") for p in points)  # then what was run here is a diamond
     said = "%{text}<br>%{x:.2f} full steps, " + ("%{y:.2f} dB" if quality == "psnr" else "%{y:.3f}") + "<extra></extra>"
 
     def line(chosen: Sequence[Point], name: str, **looks: Any) -> None:
@@ -100,10 +110,17 @@ def pareto(points: Sequence[Point], curve: Sequence[Point], *, quality: str = "p
     if curve:
         line(_known(curve, quality), "full resolution", mode="lines+markers",
              line={"dash": "dash", "color": style.MUTED}, marker={"symbol": "square", "size": 9})  # fmt: skip
+        figure.add_annotation(
+            _note(0.01, 0.99, "↑ better than fewer full steps", xref="paper", yref="paper", xanchor="left",
+                  yanchor="top"),
+        )  # fmt: skip
     for group, colour in zip(groups, _shades(len(groups)), strict=True):
-        line([p for p in known if p.get("group", "") == group], group or "runs", mode="lines+markers",
-             line={"width": 1.5, "color": colour}, marker={"size": 12, "line": {"width": 1, "color": style.PAPER}})  # fmt: skip
-    return figure
+        own = [p for p in known if p.get("group", "") == group]
+        symbols = ["circle" if old == p.get("recorded", False) else "diamond" for p in own]
+        line(own, group or "runs", mode="lines+markers", line={"width": 1.5, "color": colour},
+             marker={"size": 12, "line": {"width": 1, "color": style.PAPER}, "symbol": symbols})  # fmt: skip
+    legend = {"entrywidth": 72, "font": {"size": 11}}  # two columns on a phone
+    return figure.update_layout(height=420, legend=legend, margin={"l": 52, "r": 8})
 
 
 def proposition(measured: Sequence[Mapping[str, float]], exact: Sequence[Mapping[str, float]]) -> go.Figure:
@@ -115,7 +132,10 @@ def proposition(measured: Sequence[Mapping[str, float]], exact: Sequence[Mapping
         measured: rows along a real run: sigma_from, unified, fresh, bound.
         exact: the same of the oracle, in closed form.
     """
-    layout = _layout("sigma of the state that is re-noised", "mean squared distance to the run's own state")
+    layout = _layout(
+        "sigma of the state that is re-noised<br>solid: this run; dotted: oracle, exact",
+        "mean squared distance to the path",
+    )
     figure = go.Figure(layout=layout)
     colours = {"unified": style.STAGES["low"], "fresh": style.PROMOTED, "bound": style.MUTED}
     names = {"unified": "the field's noise", "fresh": "fresh noise", "bound": "b², no fresh noise gets below"}
@@ -128,17 +148,41 @@ def proposition(measured: Sequence[Mapping[str, float]], exact: Sequence[Mapping
                 line={"color": colour, "width": 2, **looks},
                 hovertemplate="sigma %{x:.3f}: %{y:.3g}<extra>" + names[name] + "</extra>",
             )  # fmt: skip
-    figure.update_yaxes(type="log", exponentformat="power")
-    return figure.update_layout(height=440, legend={"y": -0.2, "yanchor": "top"}, margin={"l": 80})
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_xaxes(range=[-0.03, 1.03])
+    # Words stand clear of both lines that they name, where these are flat: the field's at low sigma, the others' at high.
+    for name, end, worst in (("fresh", 1, max), ("bound", 1, min), ("unified", 0, min)):
+        near = [r[name] for r in [*exact, *measured] if abs(r["sigma_from"] - end) <= 0.5 and r[name] > ROUNDING]
+        if near:
+            side, way = ("bottom", 4) if worst is max else ("top", -4)
+            short = names[name].split(",")[0] + (", its bound" if name == "bound" else "")
+            note = _note(end, math.log10(worst(near)), short, yanchor=side, yshift=way)
+            figure.add_annotation({**note, "xanchor": "right" if end else "left"})
+    return figure.update_layout(height=440, showlegend=False, margin={"l": 80, "b": 76})
 
 
-def convergence(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+def beyond(rows: Sequence[Mapping[str, float]]) -> str:
+    """Return in a sentence how much farther fresh noise lands than the field's; rows as in `proposition`."""
+    apart = [r["fresh"] / r["unified"] for r in rows if r["unified"] > ROUNDING]
+    if not apart:
+        return "The run was too short to go back on its own path; take more steps."
+    times = float(np.median(apart))
+    said = f"{times:,.0f}" if times >= 10 else f"{times:.1f}"
+    return f"Fresh noise lands {said} times as far from the run's own path as the field's (median of {len(apart)} steps)."
+
+
+def convergence(rows: Sequence[Mapping[str, Any]], stages: Sequence[str] = ()) -> go.Figure:
     """Return the rank correlation of token variance with the true remaining error per step, a line per signal.
 
     Args:
         rows: step (0-based), sigma, signal, rho; where rho is not a number the line has a gap.
+        stages: the stage of each step: low, mixed or full.
     """
-    figure = go.Figure(layout=_layout("step", "Spearman's rho: variance against remaining error"))
+    figure = go.Figure(layout=_layout("step (model call)", "rank correlation rho"))
+    for stage in dict.fromkeys(stages):
+        at = [k + 1 for k, other in enumerate(stages) if other == stage]
+        figure.add_vrect(at[0] - 0.5, at[-1] + 0.5, fillcolor=style.STAGES[stage], opacity=0.12, line_width=0, layer="below")
+        figure.add_annotation(_note(at[0] - 0.45, -1.03, stage, xanchor="left", yanchor="bottom"))
     looks = {"z": ("circle", style.MUTED), "x0": ("diamond", style.PROMOTED), "channel": ("square", style.STAGES["low"])}
     for signal, (symbol, colour) in looks.items():
         own = [r for r in rows if r["signal"] == signal]
@@ -148,14 +192,16 @@ def convergence(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
             marker={"symbol": symbol, "size": 9}, customdata=[r["sigma"] for r in own],
             hovertemplate="step %{x}, sigma %{customdata:.2f}: rho %{y:.2f}<extra>" + SIGNALS[signal] + "</extra>",
         )  # fmt: skip
-    return figure.update_yaxes(range=[-1.05, 1.05])
+    figure.update_xaxes(range=[0.5, max((r["step"] for r in rows), default=0) + 1.5])
+    said = ["−1: reversed", "−0.5", "0: nothing", "0.5", "1: exactly"]  # how much the variance tells
+    return figure.update_yaxes(range=[-1.05, 1.1], tickvals=[-1, -0.5, 0, 0.5, 1], ticktext=said, automargin=True)
 
 
-def sheet(points: Sequence[Point], pictures: Sequence[NDArray[np.uint8]], columns: int, title: str) -> bytes:
+def sheet(points: Sequence[Point | None], pictures: Sequence[NDArray[np.uint8] | None], columns: int, title: str) -> bytes:
     """Return a PNG of all pictures, `columns` in a row, each with its label, cost and likeness.
 
     Args:
-        points: what is said of each.
+        points: what is said of each; None leaves its place empty.
         pictures: (T, H, W, 3) each; the first frame is shown.
         columns: how many in a row.
         title: said on top.
@@ -167,9 +213,9 @@ def sheet(points: Sequence[Point], pictures: Sequence[NDArray[np.uint8]], column
     figure.suptitle(title, fontsize=10)
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
-        if place < len(points):
-            point = points[place]
-            axes.imshow(pictures[place][0])
+        point, picture = (points[place], pictures[place]) if place < len(points) else (None, None)
+        if point is not None and picture is not None:
+            axes.imshow(picture[0])
             axes.set_title(f"{point['label']}\n{likeness(point)}", fontsize=7)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)

@@ -107,7 +107,7 @@ def meta(
         full_step: FLOPs of one full-resolution step.
         recorded: whether the run comes from a file.
     """
-    settings = {name: value for name, value in config.to_json().items() if name not in ("size", "switch")}
+    settings = {name: value for name, value in config.to_json().items() if name != "switch"}
     return {
         **settings, "prompt": prompt, "model": model, "device": device, "stages": list(config.split), "recorded": recorded,
         "provenance": provenance, "baselines": {"full50": 50 * full_step, "same_nfe": config.nfe * full_step},

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -18,6 +19,7 @@ from fresco.lab.ablation import ROWS
 
 from .conftest import PATIENCE
 
+EXAMPLES = json.loads((Path(__file__).parents[2] / "assets" / "examples.json").read_text(encoding="utf-8"))
 PROMPT = "red apple, noto style, on blue"
 SMALL = {"prompt": PROMPT, "seed": 5, "nfe": 6, "reference": "none"}  # one prompt and seed: its 50 steps are run once
 
@@ -46,8 +48,10 @@ def fill(page, **values):
         page.put(f"sweep-{name.replace('_', '-')}", value)
 
 
-def cells(page):
-    """Return [key, label] of the finished cells, as they stand in the table."""
+def cells(page, *, wait=False):
+    """Return [key, label] of the finished cells, as they stand in the table; `wait`: there must be some."""
+    if wait:
+        expect(page.page.locator("#sweep-grid .lab-cell").first).to_be_visible(timeout=PATIENCE)
     return page.page.locator("#sweep-grid .lab-cell").evaluate_all("all => all.map(b => [b.dataset.key, b.ariaLabel])")
 
 
@@ -95,6 +99,69 @@ def test_run_leads_back_to_the_viewer(lab):
 # ------------------------------------------------------------------------------------------------------------------ sweep
 
 
+def place_of(chart, key):
+    """Return where on the screen a run's point lies."""
+    return chart.evaluate(
+        """(g, key) => { const box = g.getBoundingClientRect(), { xaxis: x, yaxis: y } = g._fullLayout;
+          const t = g._fullData.find(t => t.customdata?.includes(key) && t.name !== 'Pareto front');
+          const i = t.customdata.indexOf(key);
+          return [box.x + x._offset + x.c2p(t.x[i]), box.y + y._offset + y.c2p(t.y[i])]; }""",
+        key,
+    )
+
+
+def press(page, chart, key):
+    """Click a run's point as a person does, coming from the side."""
+    chart.scroll_into_view_if_needed()
+    was = None
+    while (at := place_of(chart, key)) != was:  # the page may still be scrolling to the viewer
+        was = at
+        page.page.wait_for_timeout(300)
+    x, y = at
+    page.page.mouse.move(x - 20, y)
+    page.page.mouse.move(x, y, steps=5)
+    expect(page.page.locator("#sweep-chart .hoverlayer .hovertext")).to_be_visible()
+    page.page.wait_for_timeout(300)  # Plotly opens the point that it last saw the pointer over, and looks seldom
+    page.page.mouse.click(x, y)
+
+
+def test_the_recorded_sweep_is_there_before_anything_is_run_and_what_is_run_joins_it(lab):
+    page = lab("sweep")
+    known = cells(page, wait=True)
+    first, *_, last = EXAMPLES["recorded"]
+    places = [(tau, nfe) for tau in EXAMPLES["tau"] for nfe in EXAMPLES["nfe"]]
+    assert [key for key, _ in known] == [f"recorded:{first}/{tau}/{nfe}" for tau, nfe in places]
+    assert all(label.endswith("recorded") for _, label in known)
+    assert "21 runs recorded" in status(page, "sweep", EXAMPLES["recorded"][first]["prompt"])
+    # A point opens its run, a picture another one of the same recording, with the whole table behind it.
+    chart = page.page.locator("#sweep-chart .js-plotly-plot")
+    expect(chart).to_be_visible(timeout=PATIENCE)
+    press(page, chart, f"recorded:{first}/0.0005/30")
+    page.until(f"d.run === 'recorded:{first}' && +d.tau === 0.0005 && +d.nfe === 30 && +d.frames === 30")
+    expect(page.page.locator("#viewer")).to_be_visible()
+    page.page.locator(f"#sweep-grid [data-key='recorded:{first}/0.016/11']").click()
+    page.until(f"d.run === 'recorded:{first}' && +d.tau === 0.016 && +d.nfe === 11 && +d.frames === 11")
+    # Another recording, and the controls go along; then one cell is run beside it, and only that one.
+    page.page.locator("#sweep-shelf label", has_text=EXAMPLES["recorded"][last]["title"]).click()
+    expect(page.control("prompt")).to_have_value(EXAMPLES["recorded"][last]["prompt"])
+    expect(page.page.locator(f"#sweep-grid [data-key='recorded:{last}/0.004/18']")).to_be_visible()
+    fill(page, values_1="0.004", values_2="4, 11, 18", curve="")
+    page.page.click("#sweep-run")
+    assert "21 runs recorded with the page (circles), 1 run here" in status(page, "sweep", "Done.")
+    both = cells(page)
+    assert [key for key, _ in both if key.startswith("recorded:")] == [f"recorded:{last}/{t}/{n}" for t, n in places]
+    assert page.page.locator("#sweep-grid th").all_inner_texts()[:4] == ["nfe 4", "nfe 11", "nfe 18", "nfe 30"]
+    ((key, label),) = [c for c in both if not c[0].startswith("recorded:")]
+    assert "tau 0.004, nfe 4" in label
+    page.page.locator(f"#sweep-grid [data-key='{key}']").click()
+    page.until(f"d.run === 'recorded:{key}' && +d.nfe === 4")
+    with page.page.expect_download() as got:
+        page.page.click("#sweep-csv")
+    rows = list(csv.DictReader(io.StringIO(got.value.path().read_text(encoding="utf-8"))))
+    assert [r["run"] for r in rows if r["nfe"] == "4"] == ["here"]
+    assert sum(r["run"] == "recorded" and r["tau"] != "" for r in rows) == 21
+
+
 def test_a_sweep_fills_its_grid_and_a_picture_opens_its_run(lab):
     page = lab("sweep", **SMALL)
     fill(page, values_1="0.02, 0.5", values_2="4, 5", curve="3, 4, 5")
@@ -130,18 +197,9 @@ def test_a_point_of_the_chart_opens_its_run(lab):
     drawn = chart.evaluate("g => g.data.map(t => [t.name, t.customdata])")
     keys = [key for key, _ in cells(page)]
     assert sorted(k for name, own in drawn if name.startswith("tau") for k in own) == sorted(keys)
-    chart.scroll_into_view_if_needed()
-    trace = next(k for k, (name, _) in enumerate(drawn) if name == "tau 0.5")
-    place = chart.evaluate(
-        """(g, k) => { const t = g._fullData[k], box = g.getBoundingClientRect(), { xaxis: x, yaxis: y } = g._fullLayout;
-          return [box.x + x._offset + x.c2p(t.x[0]), box.y + y._offset + y.c2p(t.y[0])]; }""",
-        trace,
-    )
-    page.page.mouse.move(place[0] - 20, place[1])
-    page.page.mouse.move(*place, steps=5)
-    expect(page.page.locator("#sweep-chart .hoverlayer .hovertext")).to_be_visible()
-    page.page.mouse.click(*place)
-    page.until(f"d.run === 'recorded:{drawn[trace][1][0]}' && +d.tau === 0.5 && +d.nfe === 4")
+    key = next(own[0] for name, own in drawn if name == "tau 0.5")
+    press(page, chart, key)
+    page.until(f"d.run === 'recorded:{key}' && +d.tau === 0.5 && +d.nfe === 4")
 
 
 def test_stop_keeps_what_is_finished_and_a_second_run_computes_only_the_rest(lab):
@@ -311,13 +369,71 @@ def test_convergence_and_expansion_show_what_they_measured(lab):
     expect(page.page.locator("#convergence-chart .js-plotly-plot")).to_be_visible(timeout=PATIENCE)
     page.page.get_by_role("tab", name="Expansion").click()
     page.page.click("#expansion-run")
-    status(page, "expansion", "Done.")
+    status(page, "expansion", "Done")
     h4, vector, product, four = page.page.locator("#expansion-parts .lab-matrix").evaluate_all(
         "all => all.map(t => [...t.rows].map(r => [...r.cells].map(c => Number(c.innerText))))"
     )
     by_hand = [sum(a * b[0] for a, b in zip(row, vector, strict=True)) for row in h4]
     assert [row[0] for row in product] == pytest.approx(by_hand, abs=0.03)
     assert [row[0] for row in four] == pytest.approx(by_hand, abs=0.03)
+
+
+def test_every_measurement_stops_within_a_call_and_the_next_has_its_turn(lab):
+    """Stop cuts each off mid-way; that nothing runs on is seen in the next one's first call: there is one turn at a time."""
+    page = lab("proposition", **(SMALL | {"nfe": 50}))
+    page.open_advanced()
+    for tab, name in (("proposition", "Proposition"), ("convergence", "Convergence"), ("expansion", "Expansion")):
+        page.page.get_by_role("tab", name=name).click()
+        page.page.click(f"#{tab}-run")
+        expect(page.page.locator(f"#{tab}-status")).to_contain_text(re.compile(r"step [2-9]\D", re.I), timeout=PATIENCE)
+        page.page.click(f"#{tab}-stop")
+        status(page, tab, "Stopped")
+        page.page.wait_for_timeout(500)
+        assert "Stopped" in page.page.locator(f"#{tab}-status").inner_text()  # no later step has written over it
+        assert page.page.locator(f"#{tab}-chart .js-plotly-plot").count() == 0
+    page.put("nfe", 4)
+    page.page.click("#expansion-run")
+    status(page, "expansion", "of 4 calls")
+
+
+# ---------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_size_head_and_landing_are_settings_like_all_others(visit):
+    """In a link, restored from it, in the run, among the differences, and taken over from the gallery."""
+    asked = {"size": "1-64-32", "head": "1", "landing": "4", "transition": "renoise", "checks": "1", "nfe": "7", "ratio": "0.5",
+             "stages": "3-1-2"}  # fmt: skip
+    page = visit(**{k: v for k, v in SMALL.items() if k != "nfe"}, **asked, tab="compare")
+    page.open_advanced()
+    assert {name: page.control(name).input_value() for name in ("size", "head", "landing", "nfe", "low", "mixed", "full")} == {
+        "size": "1-64-32", "head": "1", "landing": "4", "nfe": "7", "low": "3", "mixed": "1", "full": "2",
+    }  # fmt: skip
+    page.page.click("button#share")
+    address = page.page.locator("#address textarea, #address input")
+    expect(address).to_have_value(re.compile("head=1"))
+    query = {k: v[0] for k, v in parse_qs(urlsplit(address.input_value()).query).items()}
+    assert {k: float(query[k]) if k == "landing" else query[k] for k in asked} == asked | {"landing": 4.0}
+    page.page.click("#compare-run")
+    status(page, "compare", "Done.")
+    metas = page.player("[0, 1, 2].map(k => v.store.tracks.get(k).meta).map(m => [m.size, m.head, m.landing])")
+    assert metas == [[[1, 64, 32], 1, 4], [[1, 64, 32], 0, 2], [[1, 64, 32], 0, 2]]
+    assert page.player("[...v.store.tracks.values()].map(t => t.frames.at(-1).shape)") == [[1, 8, 4]] * 3
+    page.page.locator("#viewer label:has(.fv-count[value='3'])").click()
+    differing = page.page.locator("#viewer .fv-diffs-table th[scope=row]")
+    expect(differing.filter(has_text="landing")).to_be_visible()
+    expect(differing.filter(has_text="head")).to_be_visible()
+    expect(differing.filter(has_text="size")).to_have_count(0)  # all three are of one size
+    # What cannot go together is changed along, and the stages make room for the head.
+    page.put("head", 2)
+    expect(page.control("low")).to_have_value("2")
+    page.page.locator("#transition input").click()
+    page.page.get_by_role("option", name="rewind").click()
+    expect(page.control("landing")).to_have_value("2")
+    page.page.get_by_role("tab", name="Watch").click()
+    page.page.locator("#gallery label:has(input[value='portrait'])").click()
+    page.page.locator("#gallery").get_by_role("button", name="Take these settings").click()
+    expect(page.control("size")).to_have_value("portrait, 128 × 96")
+    expect(page.control("head")).to_have_value("0")
 
 
 # ------------------------------------------------------------------------------------------------------- looks and access

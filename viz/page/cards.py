@@ -21,6 +21,10 @@ from viz.charts import Point, likeness
 from viz.frame import webp
 
 Floats = NDArray[np.floating[Any]]
+NOTE = (
+    "PSNR (dB) and SSIM: likeness to the 50-step full-resolution picture of the same seed. Small numbers: apart from the first"
+    " row. Difference: dark is equal, brightest 64 of 255 grey levels or more."
+)
 THUMB = 160  # pixels: pictures in a table are no larger than that
 
 
@@ -48,48 +52,83 @@ def _figure(src: str, caption: str, name: str = "") -> str:
     return f'<figure class="lab-map"><img src="{src}" alt="{html.escape(name)}"><figcaption>{caption}</figcaption></figure>'
 
 
-def cell(point: Point, best: bool = False) -> str:
-    """Return a run as a button that opens it: picture, cost and likeness."""
-    label = html.escape(f"Open {point['label']}: {likeness(point)}", quote=True)
+def pixels(uri: str) -> NDArray[np.uint8]:
+    """Return the picture of a data URI, (1, H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))[None]
+
+
+def cell(point: Point, best: bool = False, url: str = "") -> str:
+    """Return a run as a button that opens it: picture, cost and likeness; `url`: where it is recorded, if it is."""
+    old, key = bool(point.get("recorded")), html.escape(point["key"], quote=True)
+    label = html.escape(f"Open {point['label']}: {likeness(point)}{', recorded' if old else ''}", quote=True)
     mark = (
         '<span class="lab-best" title="No other run here is both cheaper and more alike">best at its cost</span>'
         if best
         else ""
     )
+    note = '<span class="lab-old">recorded</span>' if old else ""
+    where = f' data-url="{html.escape(url, quote=True)}"' if old else ""
     return (
-        f'<button type="button" class="lab-cell" data-key="{html.escape(point["key"], quote=True)}" aria-label="{label}">'
-        f'<img src="{point["picture"]}" alt=""><span>{html.escape(likeness(point))}</span>{mark}</button>'
+        f'<button type="button" class="lab-cell" data-key="{key}"{where} aria-label="{label}">'
+        f'<img src="{point["picture"]}" alt=""><span>{html.escape(likeness(point))}</span>{note}{mark}</button>'
     )
 
 
-def grid(points: Sequence[Point], axes: Mapping[str, Sequence[Any]], best: Sequence[str] = ()) -> str:
-    """Return the table of a sweep: the first axis down, the second across; cells still to come are empty.
+def _scrolled(caption: str, note: str, table: str) -> str:
+    """Return a table that may be wider than the page, under its caption, which is not."""
+    name = html.escape(caption, quote=True)
+    return (
+        f'<p class="lab-caption">{name}<small>{html.escape(note)}</small></p>'
+        f'<div class="lab-scroll" tabindex="0" role="region" aria-label="{name}">{table}</div>'
+    )
+
+
+def places(points: Sequence[Point], axes: Mapping[str, Sequence[Any]]) -> list[list[Point | None]]:
+    """Return the points as rows of a grid, the first axis down and the second across; None where there is no run."""
+    (down, rows), *rest = axes.items()
+    across, columns = rest[0] if rest else ("", [None])
+    found = {json.dumps(p["coords"], sort_keys=True): p for p in points}
+
+    def at(row: Any, column: Any) -> Point | None:
+        return found.get(json.dumps({down: row} | ({across: column} if across else {}), sort_keys=True))
+
+    return [[at(row, column) for column in columns] for row in rows]
+
+
+def grid(
+    points: Sequence[Point], axes: Mapping[str, Sequence[Any]], best: Sequence[str] = (),
+    coming: Mapping[str, Sequence[Any]] | None = None, url: str = "",
+) -> str:  # fmt: skip
+    """Return the table of a sweep: the first axis down, the second across.
 
     Args:
         points: finished runs, with `coords` and `picture`.
         axes: one or two settings with their values.
         best: keys of those on the Pareto front.
+        coming: the values being run now: their cells are still to come, others are not run.
+        url: where the recorded ones among them are.
     """
     (down, rows), *rest = axes.items()
     across, columns = rest[0] if rest else ("", [None])
-    found = {json.dumps(p["coords"], sort_keys=True): p for p in points}
+    coming = coming or {}
 
-    def place(row: Any, column: Any) -> str:
-        point = found.get(json.dumps({down: row} | ({across: column} if across else {}), sort_keys=True))
-        return f"<td>{cell(point, point['key'] in best)}</td>" if point else '<td class="lab-wait">to come</td>'
+    def place(row: Any, column: Any, point: Point | None) -> str:
+        if point:
+            return f"<td>{cell(point, point['key'] in best, url)}</td>"
+        wanted = row in coming.get(down, ()) and (not across or column in coming.get(across, ()))
+        return f'<td class="lab-wait">{"to come" if wanted else "not run"}</td>'
 
     head = "".join(f'<th scope="col">{html.escape(across)} {html.escape(said(v))}</th>' for v in columns) if across else ""
     top = f"<thead><tr><td></td>{head}</tr></thead>" if across else ""
     body = "".join(
         f'<tr><th scope="row">{html.escape(down)} {html.escape(said(row))}</th>'
-        + "".join(place(row, column) for column in columns)
+        + "".join(place(row, column, point) for column, point in zip(columns, found, strict=True))
         + "</tr>"
-        for row in rows
+        for row, found in zip(rows, places(points, axes), strict=True)
     )
     caption = f"{down} by {across}" if across else down
-    return (
-        f'<div class="lab-scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table class="lab-grid">'
-        f"<caption>{html.escape(caption)}; choose a picture to open its run</caption>{top}<tbody>{body}</tbody></table></div>"
+    return _scrolled(
+        caption, "Choose a picture to open its run.", f'<table class="lab-grid">{top}<tbody>{body}</tbody></table>'
     )
 
 
@@ -140,10 +179,8 @@ def table(points: Sequence[Point], pictures: Sequence[NDArray[np.uint8]], senten
             f"<td>{_change(point['psnr'], first['psnr'], '')}</td>"
             f"<td>{_change(point['ssim'], first['ssim'], '', 3)}</td></tr>"
         )
-    return (
-        f'<div class="lab-scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table class="lab-rows">'
-        f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return _scrolled(caption, NOTE, f'<table class="lab-rows">{rows}</table>')
 
 
 def pyramid(levels: Sequence[Floats], row: int, col: int, fresh: bool) -> str:
@@ -221,6 +258,7 @@ def parts(found: Any, channel: int, noise: str) -> str:
         f"<p>Token at row {row}, column {col} of level {found.level}"
         f"{f', frame {frame}' if frame else ''}, promoted after step {found.step + 1}. Its details are {origin}.</p>"
         f'<div class="lab-maps lab-sum">{"".join(maps)}</div>'
+        f"<p>Orange is below zero, purple above, on one scale: full colour at {reach:.2f}. One square is one latent pixel.</p>"
         f"<p>The first latent pixel of channel {channel}, in numbers: H4/2 times (low-pass, horizontal, vertical, diagonal)"
         f" gives its four children, row by row. There the field's details are ({pixel}); the children hold sigma"
         f" {found.sigma:.3f} times {'these' if noise == 'field' else 'other numbers, drawn anew'}.</p>"

@@ -20,7 +20,7 @@ import gradio as gr
 
 from fresco.config import FrescoConfig
 from viz import charts, frame, link
-from viz.page import cards
+from viz.page import cards, recorded
 from viz.page.controls import AXES, BASELINES, CONTROLS, FULL_SAME, LINK, SOURCES, chosen, configuration, named
 from viz.page.studio import PRIVATE, Studio, told
 from viz.page.words import JS, LOOK, TABS
@@ -39,25 +39,27 @@ class Services:
 
     Attributes:
         guard: lets our own errors reach the page as their sentence.
-        sweep: (values, base, axes, full-resolution step counts) -> a stream.
+        sweep: (values, base, axes, full-resolution step counts, a recorded table whose cells need no run) -> a stream.
         ablation: (values, base, further switches too) -> a stream. sentences: what each switch does, by its label.
         identity: (values, config) -> a stream of 50 full steps, and the run with the field, fresh noise, and restarted.
         noise: (seed, fresh) -> the noise at each level, coarsest first.
-        proposition: (values, config) -> rows along a full-resolution run, and the oracle's exact ones.
-        convergence: (values, config) -> rows. expansion: (values, config, cell or None) -> Parts.
+        proposition: (values, config) -> a stream of calls and rows along a full-resolution run. exact: the oracle's rows.
+        convergence: (values, config) -> a stream of calls and rows. expansion: (values, config, cell or None) -> the same, of
+            calls and Parts.
         compare: (values, {label: settings, or the name of a baseline}) -> the viewer's messages.
         results: (keys) -> the finished runs that are still kept. open: (key) -> the viewer's message of one.
     """
 
     guard: Callable[[], AbstractContextManager[None]]
-    sweep: Callable[[Values, FrescoConfig, Mapping[str, Sequence[Any]], Sequence[int]], Stream]
+    sweep: Callable[[Values, FrescoConfig, Mapping[str, Sequence[Any]], Sequence[int], recorded.Table | None], Stream]
     ablation: Callable[[Values, FrescoConfig, bool], Stream]
     sentences: Callable[[], dict[str, str]]
     identity: Callable[[Values, FrescoConfig], Stream]
     noise: Callable[[int, bool], list[Any]]
-    proposition: Callable[[Values, FrescoConfig], tuple[Sequence[Any], Sequence[Any]]]
-    convergence: Callable[[Values, FrescoConfig], Sequence[Any]]
-    expansion: Callable[[Values, FrescoConfig, tuple[int, int, int] | None], Any]
+    proposition: Callable[[Values, FrescoConfig], Stream]
+    exact: Callable[[], Sequence[Any]]
+    convergence: Callable[[Values, FrescoConfig], Stream]
+    expansion: Callable[[Values, FrescoConfig, tuple[int, int, int] | None], Stream]
     compare: Callable[[Values, Mapping[str, FrescoConfig | str]], Generator[str, None, None]]
     results: Callable[[Sequence[str]], list[Any]]
     open: Callable[[str], str]
@@ -72,6 +74,16 @@ def progress(step: Any) -> str:
     """Return a sentence that says how far a stream is."""
     what, of = ("the 50-step reference of this seed", 50) if step.reference else (step.cell.label, step.cell.config.nfe)
     return f"Running {what}: step {step.event.step + 1} of {of}."
+
+
+def is_call(found: Any) -> bool:
+    """Whether this is a model call on the way to a measurement."""
+    return hasattr(found, "of")
+
+
+def called(call: Any) -> str:
+    """Return a sentence that says how far a measurement is."""
+    return f"Step {call.step + 1} of {call.of}: {call.tokens} tokens, {call.stage} stage, sigma {call.sigma:.2f}."
 
 
 def point(result: Any, group: str = "") -> dict[str, Any]:
@@ -92,12 +104,20 @@ def verdict(points: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str, An
 
 def table_of(points: Sequence[Mapping[str, Any]]) -> str:
     """Return points as CSV text, the swept settings in columns of their own."""
-    names = [n for n in points[0] if n not in ("picture", "coords", "group")]
+    names = [n for n in points[0] if n not in ("picture", "coords", "group", "key", "recorded")]
     swept = list(dict.fromkeys(name for p in points for name in p["coords"]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*swept, *names])
-    writer.writerows([*(p["coords"].get(n, "") for n in swept), *(p[n] for n in names)] for p in points)
+    writer.writerow([*swept, *names, "key", "run"])
+    writer.writerows(
+        [
+            *(p["coords"].get(n, "") for n in swept),
+            *(p[n] for n in names),
+            p["key"],
+            "recorded" if p.get("recorded") else "here",
+        ]
+        for p in points
+    )
     return out.getvalue()
 
 
@@ -118,19 +138,17 @@ class Panel:
     def place(self) -> None:
         raise NotImplementedError
 
-    def buttons(self, *, stop: bool = True) -> None:
+    def buttons(self) -> None:
         with gr.Row(elem_classes="lab-do"):
             self.start = gr.Button(self.action, variant="primary", scale=2, min_width=120, elem_id=f"{self.name}-run")
-            if stop:
-                self.stop = gr.Button("Stop", scale=1, min_width=80, elem_id=f"{self.name}-stop")
+            self.stop = gr.Button("Stop", scale=1, min_width=80, elem_id=f"{self.name}-stop")
         self.status = gr.HTML("", elem_id=f"{self.name}-status", elem_classes="lab-status")
 
     def runs(self, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any], *, kept: str = "") -> Any:
         """Connect the buttons; `kept` is said when a stream is stopped."""
         self.start.click(None, None, self.status, js="() => 'Waiting for the model…'")
         running = self.start.click(handler, inputs, outputs, trigger_mode="always_last", **GPU, **PRIVATE)
-        if hasattr(self, "stop"):
-            self.stop.click(lambda: f"Stopped. {kept}", None, self.status, cancels=[running], queue=False, **PRIVATE)
+        self.stop.click(lambda: f"Stopped. {kept}", None, self.status, cancels=[running], queue=False, **PRIVATE)
         return running
 
     def opens(self, shown: Any, at: Studio, do: Services) -> None:
@@ -151,7 +169,7 @@ class Compare(Panel):
         first = (SOURCES[0], FULL_SAME, "paper", NOBODY)
         with gr.Row():
             for k, source in enumerate(first):
-                with gr.Column(min_width=170):
+                with gr.Column(min_width=300):
                     names = [*SOURCES] if k < 2 else [NOBODY, *SOURCES]
                     self.sources.append(gr.Dropdown(names, value=source, label=f"Run {k + 1}", elem_id=f"compare-{k + 1}"))
                     self.links.append(gr.Textbox(label="Its link", visible=False, elem_id=f"compare-link-{k + 1}"))
@@ -184,7 +202,11 @@ class Compare(Panel):
 
 
 class Sweep(Panel):
-    """Any two settings: a grid of pictures and cost against quality."""
+    """Any two settings: a grid of pictures and cost against quality; recorded ones are there before anything is run."""
+
+    def __init__(self, name: str, action: str, tables: Mapping[str, recorded.Table]) -> None:
+        self.tables = tables
+        super().__init__(name, action)
 
     def place(self) -> None:
         with gr.Row():
@@ -198,12 +220,16 @@ class Sweep(Panel):
                 self.curve = gr.Textbox("3, 4, 6, 8", **told("curve"), elem_id="sweep-curve")
                 self.quality = gr.Radio([("PSNR", "psnr"), ("SSIM", "ssim")], value="psnr", **told("quality"))
         self.buttons()
+        self.shelf = gr.Radio(
+            [(table.title, slug) for slug, table in self.tables.items()], value=None, **told("shelf"),
+            visible=bool(self.tables), elem_id="sweep-shelf",
+        )  # fmt: skip
         self.chart = gr.Plot(show_label=False, elem_id="sweep-chart", visible=False)
         self.grid = gr.HTML("", js_on_load=JS["pick"], elem_id="sweep-grid")
         with gr.Row():
             self.csv = gr.Button("CSV", size="sm", elem_id="sweep-csv")
             self.png = gr.Button("PNG", size="sm", elem_id="sweep-png")
-        self.state = gr.State({"keys": [], "curve": [], "axes": {}})
+        self.state = gr.State({"keys": [], "curve": [], "axes": {}, "slug": None})
         self.file = gr.Textbox(visible=False)
 
     def wire(self, at: Studio, do: Services) -> None:
@@ -223,34 +249,60 @@ class Sweep(Panel):
                     raise gr.Error(
                         f"{size} cells are more than the page's {MOST_CELLS}; take fewer values.", print_exception=False
                     )
-                seen: dict[str, list[Any]] = {"keys": [], "curve": []}
-                yield "Starting…", cards.grid([], axes), gr.skip(), gr.skip()
-                with contextlib.closing(do.sweep(values, configuration(values), axes, steps)) as found:
+                base = configuration(values)
+                table = next((t for t in self.tables.values() if t.holds(values, base, list(axes))), None)
+                state: dict[str, Any] = {"keys": [], "curve": [], "axes": axes, "slug": table.slug if table else None}
+                yield "Starting…", self.drawn(do, state, axes)[0], gr.skip(), state, state["slug"]
+                with contextlib.closing(do.sweep(values, base, axes, steps, table)) as found:
                     for item in found:
                         if not is_result(item):
-                            yield progress(item), gr.skip(), gr.skip(), gr.skip()
+                            yield progress(item), gr.skip(), gr.skip(), gr.skip(), gr.skip()
                             continue
-                        group = "" if item.config.is_full else f"{down} {cards.said(item.coords[down])}"
-                        seen["curve" if item.config.is_full else "keys"].append(point(item, group))
-                        best = charts.front(seen["keys"], quality)
-                        figure = charts.pareto(seen["keys"], seen["curve"], quality=quality)
-                        state = {k: [p["key"] for p in v] for k, v in seen.items()} | {"axes": axes}
-                        yield (
-                            f"{len(seen['keys'])} of {size} cells, {len(seen['curve'])} of {len(steps)} full-resolution runs.",
-                            cards.grid(seen["keys"], axes, best), gr.update(value=figure, visible=True), state,
-                        )  # fmt: skip
-                yield f"Done. {verdict(seen['keys'], seen['curve'], quality)}", gr.skip(), gr.skip(), gr.skip()
+                        if table and item.weights != table.weights:  # other weights make other pictures
+                            state["slug"] = table = None
+                        if item.config.is_full:
+                            state = state | {"curve": [*state["curve"], item.key]}
+                        else:
+                            state = state | {"keys": [*state["keys"], item.key]}
+                        grid, figure = self.drawn(do, state, axes, quality)
+                        said = f"{len(state['keys'])} cells and {len(state['curve'])} full-resolution runs are finished."
+                        yield said, grid, gr.update(value=figure, visible=True), state, state["slug"]
+                grid, figure = self.drawn(do, state, {}, quality)
+                chart = gr.update(value=figure, visible=True)
+                yield f"Done. {self.verdict(do, state, quality)}", grid, chart, gr.skip(), gr.skip()
 
+        shown = [self.status, self.grid, self.chart, self.state, self.shelf]
         inputs = [*at.inputs, *self.axes, *self.values, self.curve, self.quality]
-        self.runs(run, inputs, [self.status, self.grid, self.chart, self.state],
-                  kept="Finished cells are kept: run again, and only the missing ones are computed.")  # fmt: skip
+        self.runs(run, inputs, shown, kept="Finished cells are kept: run again, and only the missing ones are computed.")
+
+        def take(slug: str | None, quality: str) -> tuple[Any, ...]:
+            """Show a recorded table alone."""
+            if slug is None or slug not in self.tables:
+                return (gr.skip(),) * 5
+            state: dict[str, Any] = {"keys": [], "curve": [], "axes": self.tables[slug].axes, "slug": slug}
+            grid, figure = self.drawn(do, state, {}, quality)
+            return self.verdict(do, state, quality), grid, gr.update(value=figure, visible=True), state, slug
+
+        def prefill(state: dict[str, Any], quality: str, prompt: str, seed: int) -> tuple[Any, ...]:
+            """Show a recorded table where nothing is shown yet: of this prompt and seed, or else the first."""
+            if state["keys"] or state["slug"]:
+                return (gr.skip(),) * 5
+            same = [slug for slug, t in self.tables.items() if (t.prompt, t.seed) == ((prompt or "").strip(), seed)]
+            return take(next(iter([*same, *self.tables]), None), quality)
+
+        def follow(slug: str) -> tuple[Any, ...]:
+            """Let the controls have the prompt that is looked at, so that a sweep goes on with it."""
+            table = self.tables[slug]
+            return table.prompt, table.seed, table.model
+
+        self.tab.select(prefill, [self.state, self.quality, at.controls["prompt"], at.controls["seed"]], shown, **PRIVATE)
+        self.shelf.input(take, [self.shelf, self.quality], shown, **PRIVATE)
+        self.shelf.input(follow, self.shelf, [at.controls[name] for name in ("prompt", "seed", "model")], **PRIVATE)
 
         def redraw(state: dict[str, Any], quality: str) -> Any:
-            if not state["keys"]:
+            if not state["keys"] and not state["slug"]:
                 return gr.skip(), gr.skip()
-            points, curve = self.points(do, state)
-            grid = cards.grid(points, state["axes"], charts.front(points, quality))
-            return grid, charts.pareto(points, curve, quality=quality)
+            return self.drawn(do, state, {}, quality)
 
         self.quality.input(redraw, [self.state, self.quality], [self.grid, self.chart], **PRIVATE)
         self.opens(self.grid, at, do)
@@ -262,22 +314,51 @@ class Sweep(Panel):
         )
 
     def points(self, do: Services, state: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return the points of the cells and of the curve that are still kept."""
-        down = next(iter(state["axes"]), "")
-        groups = {r.key: f"{down} {cards.said(r.coords.get(down))}" for r in do.results(state["keys"])}
-        return [point(r, groups[r.key]) for r in do.results(state["keys"])], [point(r) for r in do.results(state["curve"])]
+        """Return the points of the cells, in the grid's order, and of the curve: recorded, and run here and still kept."""
+        table = self.tables.get(state["slug"])
+        axes = recorded.joined(table, state["axes"])
+        cells = recorded.fresh(table.points if table else [], [point(r) for r in do.results(state["keys"])])
+        curve = recorded.fresh(table.curve if table else [], [point(r) for r in do.results(state["curve"])])
+        down = next(iter(axes), "")
+        cells.sort(key=lambda p: [list(values).index(p["coords"][name]) for name, values in axes.items()])
+        return [{**p, "group": f"{down} {cards.said(p['coords'][down])}"} for p in cells], curve
+
+    def drawn(
+        self, do: Services, state: Mapping[str, Any], coming: Mapping[str, Sequence[Any]], quality: str = "psnr"
+    ) -> tuple[str, Any]:
+        """Return the grid and the chart of what is there; cells of `coming` that are not are still to come."""
+        points, curve = self.points(do, state)
+        table = self.tables.get(state["slug"])
+        axes = recorded.joined(table, state["axes"])
+        grid = cards.grid(points, axes, charts.front(points, quality), coming, table.url if table else "")
+        return grid, charts.pareto(points, curve, quality=quality)
+
+    def verdict(self, do: Services, state: Mapping[str, Any], quality: str) -> str:
+        """Return what is shown, and how it compares with full resolution."""
+        points, curve = self.points(do, state)
+        table, old = self.tables.get(state["slug"]), sum(bool(p.get("recorded")) for p in points)
+        said = ""
+        if table:
+            said = f"“{table.prompt}”, seed {table.seed}: {old} runs recorded with the page"
+            said += f" (circles), {len(points) - old} run here (diamonds). " if len(points) > old else ". "
+        return said + verdict(points, curve, quality)
 
     def as_csv(self, do: Services, state: Mapping[str, Any]) -> str:
         points, curve = self.points(do, state)
         return download("fresco-sweep.csv", table_of([*points, *curve]).encode(), "text/csv") if points else ""
 
     def as_png(self, do: Services, state: Mapping[str, Any]) -> str:
-        results = do.results(state["keys"])
-        if not results:
+        points, _ = self.points(do, state)
+        if not points:
             return ""
-        columns = len(list(state["axes"].values())[1]) if len(state["axes"]) > 1 else min(6, len(results))
-        title = f"“{results[0].prompt}”, seed {results[0].seed}"
-        sheet = charts.sheet([point(r) for r in results], [r.picture for r in results], columns, title)
+        table, results = self.tables.get(state["slug"]), do.results(state["keys"])
+        prompt, seed = (table.prompt, table.seed) if table else (results[0].prompt, results[0].seed)
+        own = {r.key: r.picture for r in results}
+        pictures = {p["key"]: own[p["key"]] if p["key"] in own else cards.pixels(p["picture"]) for p in points}
+        places = cards.places(points, recorded.joined(table, state["axes"]))
+        columns = len(places[0]) if len(state["axes"]) > 1 else min(6, len(points))
+        flat = [p for row in places for p in row]
+        sheet = charts.sheet(flat, [pictures[p["key"]] if p else None for p in flat], columns, f"“{prompt}”, seed {seed}")
         return download("fresco-sweep.png", sheet, "image/png")
 
 
@@ -286,9 +367,13 @@ class Ablation(Panel):
 
     def place(self) -> None:
         with gr.Row():
-            self.base = gr.Radio(["paper", "recommended", SOURCES[0]], value="paper", **told("base"), elem_id="ablation-base")
-            self.nfe = gr.Slider(4, 30, value=11, step=1, **told("nfe"), elem_id="ablation-nfe")
-            self.more = gr.Checkbox(False, **told("more"), elem_id="ablation-more")
+            with gr.Column(min_width=260):
+                self.base = gr.Radio(
+                    ["paper", "recommended", SOURCES[0]], value="paper", **told("base"), elem_id="ablation-base"
+                )
+                self.more = gr.Checkbox(False, **told("more"), elem_id="ablation-more")
+            with gr.Column(min_width=220):
+                self.nfe = gr.Slider(4, 30, value=11, step=1, **told("nfe"), elem_id="ablation-nfe")
         self.buttons()
         self.table = gr.HTML("", js_on_load=JS["pick"], elem_id="ablation-table")
 
@@ -306,8 +391,10 @@ class Ablation(Panel):
         self.opens(self.table, at, do)
 
 
-def rows(stream: Stream, sentences: Mapping[str, str], caption: str) -> Iterator[tuple[Any, Any]]:
-    """Yield (status, table) while results come in."""
+def rows(
+    stream: Stream, sentences: Mapping[str, str], caption: str, end: str = "Done: {} runs. Choose a picture to open its run."
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (status, table) while results come in; `end` is said after the last."""
     points, pictures = [], []
     yield "Starting…", gr.skip()
     with contextlib.closing(stream):
@@ -318,7 +405,7 @@ def rows(stream: Stream, sentences: Mapping[str, str], caption: str) -> Iterator
             points.append(point(item))
             pictures.append(item.picture)
             yield gr.skip(), cards.table(points, pictures, sentences, caption)
-    yield f"Done: {len(points)} runs. Choose a picture to open its run.", gr.skip()
+    yield end.format(len(points)), gr.skip()
 
 
 class Proposition(Panel):
@@ -352,18 +439,22 @@ class Proposition(Panel):
         def run(*inputs: Any) -> Iterator[Any]:
             values = named(inputs)
             with do.guard():
-                for status, table in rows(
-                    do.identity(values, configuration(values)), {}, f"“{values['prompt']}”, seed {values['seed']}"
-                ):
+                caption = f"“{values['prompt']}”, seed {values['seed']}"
+                stream = do.identity(values, configuration(values))
+                for status, table in rows(stream, {}, caption, "Now measuring along a full-resolution run."):
                     yield status, table, gr.skip()
-                yield "Measuring along a full-resolution run…", gr.skip(), gr.skip()
-                along, exact = (
-                    [dataclasses.asdict(row) for row in some] for some in do.proposition(values, configuration(values))
-                )
-                figure = charts.proposition(along, exact)
-                yield "Done.", gr.skip(), gr.update(value=figure, visible=True)
+                exact, along = [dataclasses.asdict(row) for row in do.exact()], list[dict[str, Any]]()
+                with contextlib.closing(do.proposition(values, configuration(values))) as found:
+                    for item in found:
+                        if is_call(item):
+                            yield f"Measuring along a full-resolution run. {called(item)}", gr.skip(), gr.skip()
+                            continue
+                        along.append(dataclasses.asdict(item))
+                        yield gr.skip(), gr.skip(), gr.update(value=charts.proposition(along, exact), visible=True)
+                yield f"Done. {charts.beyond(along)}", gr.skip(), gr.skip()
 
-        self.runs(run, at.inputs, [self.status, self.table, self.chart], kept="Finished rows are kept.")
+        self.runs(run, at.inputs, [self.status, self.table, self.chart],
+                  kept="Finished rows are kept: run again, and only the missing ones are computed.")  # fmt: skip
         self.opens(self.table, at, do)
 
 
@@ -371,22 +462,27 @@ class Convergence(Panel):
     """Whether token variance says which tokens are finished."""
 
     def place(self) -> None:
-        self.buttons(stop=False)
+        self.buttons()
         self.chart = gr.Plot(show_label=False, elem_id="convergence-chart", visible=False)
 
     def wire(self, at: Studio, do: Services) -> None:
-        def run(*inputs: Any) -> Any:
-            values = named(inputs)
-            with do.guard():
-                found = [dataclasses.asdict(row) for row in do.convergence(values, configuration(values))]
+        def run(*inputs: Any) -> Iterator[Any]:
+            values, found, stages = named(inputs), list[dict[str, Any]](), list[str]()
+            with do.guard(), contextlib.closing(do.convergence(values, configuration(values))) as stream:
+                for item in stream:
+                    if is_call(item):
+                        stages.append(item.stage)
+                        yield called(item), gr.skip()
+                    else:
+                        found.append(dataclasses.asdict(item))
             means = []
             for signal in charts.SIGNALS:
                 known = [r["rho"] for r in found if r["signal"] == signal and r["rho"] == r["rho"]]
-                means.append(f"{signal} {sum(known) / len(known):.2f}" if known else f"{signal} undefined")
-            said = f"Mean over the steps: {', '.join(means)}."
-            return said, gr.update(value=charts.convergence(found), visible=True)
+                means.append(f"{charts.SIGNALS[signal]} {f'{sum(known) / len(known):.2f}' if known else 'undefined'}")
+            said = f"Mean over the steps, by what the variance is of: {', '.join(means)}."
+            yield said, gr.update(value=charts.convergence(found, stages), visible=True)
 
-        self.runs(run, at.inputs, [self.status, self.chart])
+        self.runs(run, at.inputs, [self.status, self.chart], kept="What variance says is known once the picture is finished.")
 
 
 class Expansion(Panel):
@@ -398,18 +494,24 @@ class Expansion(Panel):
             self.row = gr.Number(0, precision=0, minimum=0, **told("cell_row"), elem_id="expansion-row")
             self.col = gr.Number(0, precision=0, minimum=0, **told("cell_col"), elem_id="expansion-col")
             self.channel = gr.Number(0, precision=0, minimum=0, **told("channel"), elem_id="expansion-channel")
-        self.buttons(stop=False)
+        self.buttons()
         self.parts = gr.HTML("", elem_id="expansion-parts")
         self.state = gr.State(None)
 
     def wire(self, at: Studio, do: Services) -> None:
-        def run(*inputs: Any) -> Any:
+        def run(*inputs: Any) -> Iterator[Any]:
             values = named(inputs[: len(CONTROLS)])
             which, row, col, channel = inputs[len(CONTROLS) :]
             with do.guard():
                 cell = None if which == "the first promoted" else (0, int(row), int(col))
-                found = do.expansion(values, configuration(values), cell)
-                return "Done.", draw((found, values["noise"]), channel), (found, values["noise"])
+                with contextlib.closing(do.expansion(values, configuration(values), cell)) as stream:
+                    for item in stream:
+                        if is_call(item):
+                            yield called(item), gr.skip(), gr.skip()
+                        else:
+                            state = (item, values["noise"])
+                            said = f"Done after {item.step + 1} of {values['nfe']} calls; the rest is not needed for this."
+                            yield said, draw(state, channel), state
 
         def draw(state: Any, channel: int) -> Any:
             return cards.parts(state[0], int(channel) % len(state[0].block), state[1]) if state else gr.skip()
@@ -420,13 +522,20 @@ class Expansion(Panel):
 
 
 class Lab:
-    """All tabs beside the first."""
+    """All tabs beside the first.
+
+    Args:
+        tables: recorded sweeps by slug.
+    """
+
+    def __init__(self, tables: Mapping[str, recorded.Table]) -> None:
+        self.tables = tables
 
     def place(self) -> None:
         self.panels = [
-            Compare("compare", "Compare"), Sweep("sweep", "Run the sweep"), Ablation("ablation", "Run the ablation"),
-            Proposition("proposition", "Run and measure"), Convergence("convergence", "Run and measure"),
-            Expansion("expansion", "Run up to the first promotion"),
+            Compare("compare", "Compare"), Sweep("sweep", "Run the sweep", self.tables),
+            Ablation("ablation", "Run the ablation"), Proposition("proposition", "Run and measure"),
+            Convergence("convergence", "Run and measure"), Expansion("expansion", "Run and expand"),
         ]  # fmt: skip
 
     def wire(self, at: Studio, do: Services) -> None:

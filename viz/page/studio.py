@@ -12,7 +12,7 @@ import gradio as gr
 from fresco.config import EXPANSIONS, NOISES, POSITIONS, REFERENCES, SELECTIONS, SIGNALS, TRANSITIONS
 from viz import mount
 from viz.page import share
-from viz.page.controls import CHECKS, CONTROLS, LIMITS, PRESETS, SPLITS, TAU
+from viz.page.controls import CHECKS, CONTROLS, LANDS, LIMITS, PRESETS, SPLITS, TAU, sizes
 from viz.page.words import ABOUT, HELP, JS, LABELS, TABS
 
 # The visitor's own fonts: nothing to load, and bold text in the same face as the rest.
@@ -31,7 +31,7 @@ class Studio:
 
     Attributes:
         controls: by name, in the order of CONTROLS. log_tau, preset: beside them.
-        start, stop, gallery, viewer, tabs: as on the page.
+        start, stop, gallery, viewer, tabs: as on the page. run: id of the run that the browser listens to.
         share, query, space, address: the link's button, its query string, the Space's name and the whole address.
         sharing: the exports. hardware: says what the page runs on.
     """
@@ -41,6 +41,7 @@ class Studio:
     preset: Any
     start: Any
     stop: Any
+    run: Any
     gallery: Any
     viewer: Any
     tabs: Any
@@ -104,8 +105,8 @@ def place(
                     label="Prompts to run live", elem_id="examples",
                 )  # fmt: skip
     watch.select(None, None, None, js=JS["tab"].replace("TAB", "watch"))
-    query, where = gr.Textbox(visible=False), gr.Textbox(space, visible=False)
-    return Studio(c, log_tau, preset, start, stop, gallery, viewer, tabs, copy, query, where, address, sharing, hardware)
+    run, query, where = gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Textbox(space, visible=False)
+    return Studio(c, log_tau, preset, start, stop, run, gallery, viewer, tabs, copy, query, where, address, sharing, hardware)
 
 
 def _controls(c: dict[str, Any], models: Sequence[str]) -> tuple[Any, Any]:
@@ -114,7 +115,7 @@ def _controls(c: dict[str, Any], models: Sequence[str]) -> tuple[Any, Any]:
     with gr.Group():
         c["drive"] = gr.Radio(["tau", "ratio"], value="tau", **told("drive"), elem_id="drive")
         log_tau = gr.Slider(-6, 0, value=round(math.log10(TAU), 2), step=0.01, **told("log_tau"), elem_id="log-tau")
-        gr.HTML(html_template="", js_on_load=JS["fraction"], elem_id="fraction")
+        gr.HTML(html_template="", js_on_load=JS["fraction"], elem_id="fraction", min_height=64)  # of two lines
         c["tau"] = gr.Number(value=TAU, **told("tau"), elem_id="tau")
         c["ratio"] = gr.Slider(0, 1, value=0.4, step=0.01, **told("ratio"), visible=False, elem_id="ratio")
         c["nfe"] = gr.Slider(*LIMITS["nfe"], value=first.nfe, step=1, **told("nfe"), elem_id="nfe")
@@ -134,21 +135,32 @@ def _controls(c: dict[str, Any], models: Sequence[str]) -> tuple[Any, Any]:
         }  # fmt: skip
         for name, names in lists.items():
             c[name] = gr.Dropdown(names, value=getattr(first, name), **told(name), elem_id=name)
+            if name == "transition":
+                c["landing"] = gr.Number(first.landing, minimum=2, maximum=100, **told("landing"), elem_id="landing")
+        c["size"] = gr.Dropdown(sizes(models[0]), value="", allow_custom_value=True, **told("size"), elem_id="size")
         c["checks"] = gr.Radio(CHECKS, value=str(first.checks), **told("checks"), elem_id="checks")
         c["window"] = gr.Slider(*LIMITS["window"], value=first.window, step=1, **told("window"), elem_id="window")
         c["levels"] = gr.Radio([1, 2], value=first.levels, **told("levels"), elem_id="levels")
         gain = told("detail_gain") | {"elem_id": "detail-gain"}
         c["detail_gain"] = gr.Slider(*LIMITS["detail_gain"], value=0, step=0.01, **gain)
         c["guidance"] = gr.Number(value=None, **told("guidance"), elem_id="guidance")
+        c["head"] = gr.Number(0, precision=0, minimum=0, **told("head"), elem_id="head")
         c["preview_every"] = gr.Slider(0, 9, value=1, step=1, **told("preview_every"), elem_id="preview-every")
 
     # In the browser, so that Run pressed right after a change already has all of it.
-    c["nfe"].input(None, c["nfe"], [c["low"], c["mixed"], c["full"]], js=JS["split"].replace("SPLITS", SPLITS))
+    split = JS["split"].replace("SPLITS", SPLITS)
+    gr.on([c["nfe"].input, c["head"].input], None, [c["nfe"], c["head"]], [c["low"], c["mixed"], c["full"]], js=split)
     for name in ("low", "mixed", "full"):
-        c[name].input(None, [c["low"], c["mixed"], c["full"]], c["nfe"], js=JS["sum"])
-    # What cannot go together is changed along: only variance rules know a tau, only carry promotes at every step.
+        c[name].input(None, [c["low"], c["mixed"], c["full"], c["head"]], c["nfe"], js=JS["sum"])
+    # What cannot go together is changed along: only variance rules know a tau, only carry promotes at every step, only some
+    # transitions land elsewhere; a size is one model's.
     c["selection"].input(lambda s: "tau" if s.startswith("variance") else "ratio", c["selection"], c["drive"], **PRIVATE)
-    c["transition"].input(lambda t: "every" if t == "carry" else "1", c["transition"], c["checks"], **PRIVATE)
+    c["transition"].input(
+        lambda t: ["every" if t == "carry" else "1", gr.skip() if t in LANDS else 2],
+        c["transition"], [c["checks"], c["landing"]], **PRIVATE,
+    )  # fmt: skip
+    c["model"].input(lambda: "", None, c["size"], **PRIVATE)
+    c["model"].change(lambda name: gr.update(choices=sizes(name)), c["model"], c["size"], **PRIVATE)
     c["drive"].change(
         lambda d: [gr.update(visible=d == "tau"), gr.update(visible=d == "tau"), gr.update(visible=d == "ratio")],
         c["drive"], [log_tau, c["tau"], c["ratio"]], **PRIVATE,

@@ -33,14 +33,20 @@ HELP = {
     "window": "How many of the latest estimates the variance is taken over.",
     "checks": "How often tokens are looked at. 'every' mixed step needs transition 'carry', which promotes for free.",
     "transition": "carry: keep the noise level, use the clean estimate. rewind: exact, kept tokens go back along their path."
-    " renoise: the paper's, add field noise. renoise_x0: noise the clean estimate anew. restart: fresh noise, as others do.",
+    " renoise: the paper's, add field noise. renoise_x0: noise the clean estimate anew. restart: fresh noise, as others do."
+    " redraw: keep the noise level, promoted tokens get new noise (Jenga).",
+    "landing": "How many times as much noise to signal there is after a promotion, for renoise, renoise_x0 and restart. 2: the"
+    " least, exact; others go higher.",
+    "size": "Height × width in pixels; any other can be typed, such as 128 x 112, with frames first for a video.",
+    "head": "Calls at full resolution before the sketch; 0 but for high-low-high sampling (Bottleneck).",
     "noise": "field: bound to coordinates, so every resolution sees the same noise. fresh: drawn anew, the ablation.",
     "signal": "x0: the clean estimate over time. z: the noisy state over time, as in the paper. channel: one step, across"
     " channels.",
-    "selection": "Which tokens go first. variance: settled ones (Fresco). variance_high: unsettled ones. The others ignore"
-    " tau and need ratio.",
-    "expansion": "hadamard: per latent pixel, exact. hadamard_token: the paper's formula taken literally. nearest and"
-    " bilinear: no noise added.",
+    "selection": "Which tokens go first. variance: settled ones (Fresco). variance_high: unsettled ones. The others need ratio:"
+    " attention: the most looked at. attention_variance: half that, half the unsettled. edge: outlines."
+    " even and random: no matter what, evenly or not. all: everything at once.",
+    "expansion": "hadamard: per latent pixel, exact. hadamard_token: the paper's formula taken literally. nearest, bilinear"
+    " and lanczos: enlarged as a picture is, no noise added.",
     "frame": "Where mixed tokens sit for the model's position code: in coarse units (centred or cornered), fine units, or"
     " phase-aligned per query; auto takes the last where the model can.",
     "levels": "Doublings from sketch to picture: 1 is half resolution per side, 2 a quarter.",
@@ -50,6 +56,7 @@ HELP = {
 LABELS = {
     "nfe": "NFE (model calls)", "tau": "tau", "log_tau": "tau, log10", "ratio": "ratio", "drive": "Promote by",
     "preview_every": "Preview every k steps", "checks": "Checks", "frame": "Position frame", "detail_gain": "Detail gain",
+    "landing": "Noise after a promotion (landing)", "head": "Full calls first (head)",
 }  # fmt: skip
 
 # The tabs beside "Watch", in their order: the name in the address, the name on the page, and what to look for.
@@ -61,21 +68,23 @@ LAB_TABS = {"lab": "sweep"}  # other names that an address may give
 LOOK = {
     "compare": "Two to four runs of one prompt and seed, side by side. **Look for** where the difference layer lights up, and"
     " align by cost: what does each have to show for the same FLOPs?",
-    "sweep": "Two settings, every combination, from the controls as they are. **Look for** points above the dashed line: only"
+    "sweep": "Two settings, every combination, from the controls as they are; what you run joins what is recorded of the same"
+    " prompt. **Look for** points above the dashed line: only"
     " there is a run more like the full picture than plain full resolution at that cost. Likeness is not beauty: look at the"
     " pictures, too.",
     "ablation": "The paper's switches on your prompt, one at a time. **Look for** which switch changes the picture, and which"
     " only its cost: the third column shows where it differs from the first row.",
     "proposition": "One noise field, seen at three resolutions. **Look for** the marked cell: with the field, the four cells"
     " below add up to it, so a promoted token goes on with noise it already had. Switch to fresh noise and watch that go.",
-    "convergence": "Does variance tell which tokens are finished? **Look for** a line near 1: there the settled tokens really"
-    " are the ones with the least error left. Near 0 a map says nothing.",
+    "convergence": "Does variance tell which tokens are finished? **Look for** a line near 1 in the mixed stage, where tokens"
+    " are chosen: there the settled tokens really are the ones with the least error left. Near 0 a map says nothing.",
     "expansion": "One token becomes four. **Look for** what is added: the parent's own content and noise are only spread; all"
     " that is new is three details, read from the noise field.",
 }
 LABELS |= {
     "axis": "Setting", "values": "Values, with commas", "base": "Start from", "more": "Further switches of this project too",
     "curve": "Full resolution, steps", "quality": "Likeness", "mark_row": "Marked row", "mark_col": "Marked column",
+    "shelf": "Recorded with the page",
     "channel": "Latent channel", "cell_row": "Row of the token", "cell_col": "Column of the token", "which": "Which token",
 }  # fmt: skip
 
@@ -109,7 +118,7 @@ window.frescoView = (() => {
     "log_to_tau": f"(x) => {{ const t = Number((10 ** x).toPrecision(3)); const v = {_API}; v?.setTau(t, false); return t; }}",
     "tau_release": f"(x) => {{ const v = {_API}; const r = {_ROOT};"
     " if (r?.dataset.mode === 'recorded') v?.setTau(10 ** x, true); }",
-    "split": "(nfe) => (SPLITS)[Math.round(nfe)] ?? [Math.max(1, Math.round(nfe) - 2), 1, 1]",
+    "split": "(nfe, head) => { const n = Math.round(nfe - (head || 0)); return (SPLITS)[n] ?? [Math.max(1, n - 2), 1, 1]; }",
     "sum": "(...calls) => calls.reduce((sum, n) => sum + (n || 0), 0)",
     "tau_to_log": "(t) => t > 0 ? Number(Math.log10(t).toFixed(2)) : -6",
     # Settings come from the server as a query string; the view (step, token, layer) is added here.
@@ -127,15 +136,40 @@ window.frescoView = (() => {
   return address;
 }""",
     # A run is opened by its picture, or by its point in the chart: Plotly's own event, connected when the pointer gets there.
-    "pick": """element.addEventListener('click', (event) => {
+    # A recorded one opens in the browser alone.
+    "pick": """const API = () => (PLAYER);
+let turn = 0;
+const show = (key, url) => {
+  if (!key) return;
+  if (!key.startsWith('recorded:')) { trigger('select', { key }); return; }
+  const [slug, tau, nfe] = key.slice(9).split('/'), v = API();
+  if (!v) return;
+  const mine = ++turn, here = () => mine === turn && v.state().run === 'recorded:' + slug;
+  const choose = () => {  // tau and NFE are two steps, so the whole table must be there
+    if (!here()) return;
+    if (!v.store.bundle.runs.every((run) => run.frames.every((k) => v.store.base[k]))) { setTimeout(choose, 100); return; }
+    v.setTau(Number(tau), true);
+    v.setNfe(Number(nfe));
+  };
+  if (here()) choose();
+  else {
+    window.frescoView = { tau: Number(tau), nfe: Number(nfe) };
+    v.receive(JSON.stringify({ type: 'bundle-url', url, linked: true }));
+  }
+  (OPENED)();
+};
+element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-key]');
-  if (chosen) trigger('select', { key: chosen.dataset.key });
+  if (chosen) show(chosen.dataset.key, chosen.dataset.url);
 });
 document.addEventListener('pointerover', (event) => {
   const chart = event.target.closest?.('#sweep-chart .js-plotly-plot');
   if (!chart || chart.dataset.wired || element.closest('#sweep-grid') === null) return;
   chart.dataset.wired = 'yes';
-  chart.on('plotly_click', (at) => { const key = at.points[0]?.customdata; if (key) trigger('select', { key }); });
+  chart.on('plotly_click', (at) => {
+    const key = at.points[0]?.customdata;
+    show(key, [...element.querySelectorAll('[data-key]')].find((one) => one.dataset.key === key)?.dataset.url);
+  });
 });""",
     # Which tab is open decides what the style sheet shows beside it.
     "tab": "() => { document.documentElement.dataset.tab = 'TAB'; }",
@@ -152,3 +186,4 @@ document.addEventListener('pointerover', (event) => {
   a.href = uri; a.download = name; a.click();
 }""",
 }
+JS["pick"] = JS["pick"].replace("PLAYER", _API).replace("OPENED", JS["opened"])
