@@ -101,7 +101,7 @@ class World:
             size = rng.uniform(0.6, 0.98)
             x, y = 0.5 + rng.uniform(-1, 1, 2) * (0.06 + 0.3 * (1 - size))
             icon = self.icons[c, s][rng.integers(len(self.icons[c, s]))]
-            form = forms[rng.integers(len(forms))]
+            form = forms[int(rng.integers(len(forms)))]
             caption = form.format(name=self.concepts[c], style=self.styles[s], color=self.colours[k])
             other = next(name for name in PALETTE if name != self.colours[k])
             thing = Thing(c, icon, float(x), float(y), float(size))

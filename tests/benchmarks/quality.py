@@ -29,7 +29,7 @@ BENCHMARK = Path(__file__).parents[2] / "assets" / "benchmark"
 JUDGES = ("judge", "judge-asked", "judge-object")
 OURS = FrescoConfig.recommended(18)
 PRICE = (18, 30, 11, 9)
-THRESHOLDS = (0.17, 0.17)  # of TeaCache and FirstBlockCache: about 12 of 50 calls on this model
+THRESHOLDS = (0.85, 0.35)  # of TeaCache and FirstBlockCache: about 12 of 50 calls on this model
 
 
 def _cells(configs: dict[str, FrescoConfig]) -> tuple[Cell, ...]:
