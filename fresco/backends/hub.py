@@ -79,7 +79,7 @@ class Checkpoint:
 
     @property
     def env(self) -> str:
-        """Name of the environment variable that holds a local folder: FRESCO_FLUX_DEV."""
+        """Name of the environment variable that holds a local folder, or "@" and a revision on the hub: FRESCO_FLUX_DEV."""
         return _variable(self.name)
 
 
@@ -508,7 +508,7 @@ def load_pipeline(
         which: the checkpoint.
         device: where it is to run. Where a GPU cannot hold all of it, one model or one layer at a time is moved there.
         dtype: the weights' dtype; None is bfloat16, as published.
-        revision: branch, tag or commit on the hub.
+        revision: branch, tag or commit on the hub; None is what the checkpoint's environment variable pins, else the newest.
         folder: a local diffusers folder, or a single file (.safetensors, .gguf) with the transformer, the other parts coming
             from the folder of the checkpoint's environment variable, else the hub; None is that folder, else the hub.
         options: how it is loaded and run.
@@ -522,6 +522,8 @@ def load_pipeline(
         if not file.is_file():
             raise ModelError(f"there is no file {file}; give a single file with a transformer's weights, or a folder")
     local = folder or os.environ.get(which.env)
+    if local is not None and local.startswith("@"):  # the hub, pinned
+        local, revision = None, revision or local[1:]
     if local is not None and revision is not None:
         raise ModelError(
             f"revision {revision!r} names a version on the hub, but {which.name} is read from {local}; leave one out"
