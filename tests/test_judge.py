@@ -12,10 +12,10 @@ from scipy import linalg
 
 from fresco.backends.sinopia import TextEncoder
 from fresco.errors import FrescoError
-from fresco.lab.own_judge import OwnJudge, frechet
+from fresco.lab.own_judge import OwnJudge, frechet, moments
 from fresco.training.benchmark import COUNTS, DEVELOPMENT
 from fresco.training.data import Library
-from fresco.training.judge import World, train
+from fresco.training.judge import World, real, train
 from fresco.training.scenes import Composer
 
 BENCHMARK = Path(__file__).parents[1] / "assets" / "benchmark"
@@ -54,25 +54,37 @@ def world() -> World:
     )
 
 
+def pixels_of(world: World, rng: np.random.Generator) -> np.ndarray:
+    pictures = world.draw(rng, 64, "combination")[0]
+    return ((pictures.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+
+
 def test_the_recipe_learns(world: World, tmp_path: Path) -> None:
     """After a few seconds it tells backdrops and right captions apart, in new renders; subjects take longer."""
-    train(world, tmp_path, steps=50, batch=16)
+    train(world, tmp_path, steps=70, batch=16)
+    train(world, tmp_path, steps=50, batch=16, after=tmp_path)  # it goes on from where it stands
+    assert [run["seed"] for run in json.loads((tmp_path / "judge.json").read_text())["runs"]] == [0, 1]
     judge = OwnJudge(folder=tmp_path)
-    pictures, captions, labels = world.draw(np.random.default_rng(5), 24, evaluate=False)
+    pictures, captions, labels = world.draw(np.random.default_rng(5), 24, "combination")
     pixels = ((pictures.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
     table = judge.scores(captions, pixels)
     assert np.diag(table).mean() > table.mean() + 10  # the right caption, not any
     assert judge(captions[0], pixels[:1]) == pytest.approx(float(table[0, 0]), abs=1e-3)
     named = [world.colours[k] for k in labels[:, 2].tolist()]
     assert np.mean([a == b for a, b in zip(judge.classify(pixels)["colour"], named, strict=True)]) > 0.8
+    real(world, tmp_path, n=128)
+    mean, covariance = judge.real
+    drawn = judge.features(np.concatenate([pixels_of(world, rng) for rng in [np.random.default_rng(3)] for _ in range(2)]))
+    np.testing.assert_allclose(mean, drawn.mean(0), atol=1e-4)
+    np.testing.assert_allclose(covariance, (drawn - drawn.mean(0)).T @ (drawn - drawn.mean(0)) / 127, atol=1e-4)
     twice = judge.features(pixels[:4].repeat(2, 1).repeat(2, 2))  # larger pictures are averaged down
     np.testing.assert_allclose(twice, judge.features(pixels[:4]), atol=1e-4)
 
 
 def test_held_out_combinations_never_train(world: World) -> None:
     rng = np.random.default_rng(3)
-    drawn = {tuple(row) for _ in range(12) for row in world.draw(rng, 12, evaluate=False)[2].tolist()}
-    kept = {tuple(row) for row in world.draw(rng, 64, evaluate=True)[2].tolist()}
+    drawn = {tuple(row) for _ in range(12) for row in world.draw(rng, 12)[2].tolist()}
+    kept = {tuple(row) for row in world.draw(rng, 64, "combination")[2].tolist()}
     assert kept
     assert not drawn & kept
 
@@ -82,14 +94,15 @@ def test_frechet_is_the_closed_form() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5)), rng.normal(1.0, 2.0, (300, 5))
     ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    between = lambda x, y: frechet(moments(x), moments(y))  # noqa: E731
     want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * linalg.sqrtm(ca @ cb).real)
-    assert frechet(a, b) == pytest.approx(float(want), rel=1e-9)
+    assert between(a, b) == pytest.approx(float(want), rel=1e-9)
     white = rng.normal(size=(500, 3))
     spread = np.trace(np.cov(white, rowvar=False))
-    assert frechet(white, white + np.array([1, 2, 0])) == pytest.approx(5.0, abs=1e-9)
-    assert frechet(white, (white - white.mean(0)) * 3 + white.mean(0)) == pytest.approx(4 * spread, rel=1e-9)
+    assert between(white, white + np.array([1, 2, 0])) == pytest.approx(5.0, abs=1e-9)
+    assert between(white, (white - white.mean(0)) * 3 + white.mean(0)) == pytest.approx(4 * spread, rel=1e-9)
     with pytest.raises(ValueError, match="at least 2"):
-        frechet(white[:1], white)
+        moments(white[:1])
 
 
 def test_without_weights_it_says_what_to_do(tmp_path: Path) -> None:

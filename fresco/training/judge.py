@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,11 @@ from fresco.training import data
 from fresco.training.recipes import PALETTE, PARAMETERS, Scene, Thing, held_out
 from fresco.training.scenes import Composer, pack
 
+IGNORED = -100  # torch's own label of what a cross entropy passes over
 # The model's style -> the drawing sets that it stands for.
 SETS = {"fluent": ("fluent", "flat"), "noto": ("noto",), "twemoji": ("twemoji",)}
+FREE = 0.5  # share of the training pictures on a backdrop of any colour, which nothing is asked about: subjects apart from it
+FREE_FORMS = ("{name}, {style} style", "{name} in {style} style", "a {name}")
 FORMS = ("{name}, {style} style, on {color}",) * 5 + ("{name} on {color}", "{name} in {style} style", "a {name} on {color}")
 
 
@@ -84,10 +86,11 @@ class World:
             return "drawing"
         return "combination" if held_out("colour", name, kind, self.colours[colour]) else "train"
 
-    def draw(
-        self, rng: np.random.Generator, n: int, split: str = "train", forms: Sequence[str] = FORMS
-    ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-        """Return pictures (n, 3, 64, 64), captions and labels (n, 3) from one of the splits; in "train" all distinct."""
+    def draw(self, rng: np.random.Generator, n: int, split: str = "train") -> tuple[torch.Tensor, list[str], torch.Tensor]:
+        """Return pictures (n, 3, 64, 64), captions and labels (n, 3) from one of the splits.
+
+        In "train" all combinations are distinct; half of them stand on a backdrop of any colour, whose label is IGNORED.
+        """
         pairs = list(self.icons)
         scenes: list[Scene] = []
         labels: list[tuple[int, int, int]] = []
@@ -95,20 +98,27 @@ class World:
         while len(scenes) < n:
             c, s = pairs[rng.integers(len(pairs))]
             k = int(rng.integers(len(self.colours)))
-            if self.split(c, s, k) != split or (split == "train" and (c, s, k) in seen):
+            free = split == "train" and rng.random() < FREE
+            if free and self.split(c, s, k) == "drawing":
+                continue
+            if not free and (self.split(c, s, k) != split or (split == "train" and (c, s, k) in seen)):
                 continue
             seen.add((c, s, k))
             size = rng.uniform(0.6, 0.98)
             x, y = 0.5 + rng.uniform(-1, 1, 2) * (0.06 + 0.3 * (1 - size))
             icon = self.icons[c, s][rng.integers(len(self.icons[c, s]))]
+            forms = FREE_FORMS if free else FORMS
             form = forms[int(rng.integers(len(forms)))]
             caption = form.format(name=self.concepts[c], style=self.styles[s], color=self.colours[k])
             other = next(name for name in PALETTE if name != self.colours[k])
             thing = Thing(c, icon, float(x), float(y), float(size))
             noise = rng.random(PARAMETERS, np.float32)
             scenes.append(Scene(caption, [thing], "plain", "day", (self.colours[k], other), noise))
-            labels.append((c, s, k))
-        pictures = self.composer(pack(scenes), SIDE)
+            labels.append((c, s, IGNORED if free else k))
+        batch = pack(scenes)
+        for i in (i for i, label in enumerate(labels) if label[2] == IGNORED):
+            batch.colours[i, 0] = rng.random(3, np.float32)
+        pictures = self.composer(batch, SIDE)
         return pictures, [scene.caption for scene in scenes], torch.tensor(labels)
 
 
@@ -173,11 +183,19 @@ def accuracy(net: JudgeNet, world: World, seed: int = 1, batches: int = 8) -> di
     return {name: float(np.mean(values)) for name, values in hits.items()}
 
 
-def train(world: World, out: Path, *, steps: int, batch: int = 128, lr: float = 2e-3, seed: int = 0) -> dict[str, Any]:
-    """Train, measure on the held-out split and write `judge.safetensors` and `judge.json`."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    net = JudgeNet(len(world.concepts), len(world.styles), len(world.colours))
+def train(
+    world: World, out: Path, *, steps: int, batch: int = 128, lr: float = 2e-3, seed: int = 0, after: Path | None = None
+) -> dict[str, Any]:
+    """Train, measure on what was kept back and write `judge.safetensors` and `judge.json`.
+
+    Args:
+        world: what is drawn. out: folder. steps, batch, lr, seed: of this run.
+        after: folder of a judge to go on from, with a learning rate, a schedule and pictures of its own.
+    """
+    before = json.loads((after / "judge.json").read_text(encoding="utf-8"))["runs"] if after else []
+    torch.manual_seed(seed + len(before))
+    rng = np.random.default_rng(seed + len(before))
+    net = OwnJudge(folder=after).net.train() if after else JudgeNet(*map(len, (world.concepts, world.styles, world.colours)))
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
     start = time.monotonic()
@@ -199,7 +217,8 @@ def train(world: World, out: Path, *, steps: int, batch: int = 128, lr: float = 
     save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, out / "judge.safetensors")
     about = {
         "concepts": world.concepts, "styles": world.styles, "colours": world.colours, "max_tokens": world.text.max_tokens,
-        "side": SIDE, "steps": steps, "batch": batch, "seed": seed, "accuracy on combinations kept back": found,
+        "side": SIDE, "runs": [*before, {"steps": steps, "batch": batch, "lr": lr, "seed": seed + len(before)}],
+        "accuracy on combinations kept back": found,
     }  # fmt: skip
     (out / "judge.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return found
@@ -230,9 +249,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("out/data"), help="cache of packages, catalogue and pixels")
     parser.add_argument("--out", type=Path, default=Path("assets/benchmark"))
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--after", type=Path, help="folder of a judge to go on from")
     args = parser.parse_args()
     world = World.load(args.data)
-    print(json.dumps(train(world, args.out, steps=args.steps), indent=1))
+    print(json.dumps(train(world, args.out, steps=args.steps, lr=args.lr, after=args.after), indent=1))
     real(world, args.out)
     sheet(world, args.out)
 
