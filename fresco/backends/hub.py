@@ -523,7 +523,7 @@ def load_pipeline(
             raise ModelError(f"there is no file {file}; give a single file with a transformer's weights, or a folder")
     local = folder or os.environ.get(which.env)
     if local is not None and local.startswith("@"):  # the hub, pinned
-        local, revision = None, revision or local[1:]
+        revision, local = revision or local[1:], None
     if local is not None and revision is not None:
         raise ModelError(
             f"revision {revision!r} names a version on the hub, but {which.name} is read from {local}; leave one out"
