@@ -217,7 +217,7 @@ def train(
     save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, out / "judge.safetensors")
     about = {
         "concepts": world.concepts, "styles": world.styles, "colours": world.colours, "max_tokens": world.text.max_tokens,
-        "side": SIDE, "runs": [*before, {"steps": steps, "batch": batch, "lr": lr, "seed": seed + len(before)}],
+        "side": SIDE, "runs": [*before, {"steps": steps, "batch": batch, "lr": lr, "seed": seed + len(before), "free": FREE}],
         "accuracy on combinations kept back": found,
     }  # fmt: skip
     (out / "judge.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

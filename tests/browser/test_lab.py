@@ -91,8 +91,8 @@ def test_a_copied_link_opens_the_tab_again(lab, visit):
 def test_run_leads_back_to_the_viewer(lab):
     page = lab("sweep", **SMALL)
     page.page.click("button#run")
-    expect(page.page.get_by_role("tab", name="Watch")).to_have_attribute("aria-selected", "true")
-    expect(page.page.locator("#viewer")).to_be_visible()
+    expect(page.page.get_by_role("tab", name="Watch")).to_have_attribute("aria-selected", "true", timeout=PATIENCE)
+    expect(page.page.locator("#viewer")).to_be_visible(timeout=PATIENCE)
     page.finished()
 
 

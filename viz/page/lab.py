@@ -148,7 +148,9 @@ class Panel:
         """Connect the buttons; `kept` is said when a stream is stopped."""
         self.start.click(None, None, self.status, js="() => 'Waiting for the model…'")
         running = self.start.click(handler, inputs, outputs, trigger_mode="always_last", **GPU, **PRIVATE)
-        self.stop.click(lambda: f"Stopped. {kept}", None, self.status, cancels=[running], queue=False, **PRIVATE)
+        said: Any = (lambda: f"Stopped. {kept}", None, self.status)
+        stopped = self.stop.click(*said, cancels=[running], queue=False, **PRIVATE)
+        stopped.then(*said, queue=False, **PRIVATE)  # again: a last message of the run may come in between
         return running
 
     def opens(self, shown: Any, at: Studio, do: Services) -> None:
