@@ -70,17 +70,20 @@ def recorded() -> dict[str, dict[str, Any]]:
     return story.recorded(TRACES, (*EXAMPLES["recorded"], *EXAMPLES["gallery"]))
 
 
-@functools.lru_cache(maxsize=1 if LARGE else 3)  # two large ones would not fit
 def _load(name: str, **where: str) -> Any:
     from fresco.backends import load_model
 
     return load_model(name, **OPTIONS | where)
 
 
+_small = functools.cache(_load)
+_large = functools.lru_cache(maxsize=1)(_load)  # two would not fit; apart from the small ones, which must not push one out
+
+
 def load(name: str) -> Any:
     """Return the model, loaded once: it is loaded in the background while the page already plays a recorded run."""
     with LOCK:
-        return _load(name)
+        return _small(name) if name in BUNDLED else _large(name)
 
 
 def load_for_lab(name: str) -> Any:
@@ -90,7 +93,7 @@ def load_for_lab(name: str) -> Any:
     if name not in BUNDLED:
         raise ConfigError(f"On this Space the lab runs on the CPU, where {name} is too slow; choose {' or '.join(BUNDLED)}")
     with LOCK:
-        return _load(name, device="cpu")
+        return _small(name, device="cpu")
 
 
 @contextlib.contextmanager

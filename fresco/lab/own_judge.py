@@ -99,7 +99,7 @@ class OwnJudge:
 
         if not (folder / "judge.json").is_file():
             raise FrescoError(
-                f"the judge has no weights in {folder.name}/; train them: python -m fresco.training.judge (about half an hour "
+                f"the judge has no weights in {folder.name}/; train them: python -m fresco.training.judge (about an hour "
                 "on a CPU), or choose another judge"
             )
         self.folder = folder

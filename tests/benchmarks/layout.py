@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from fresco.backends import load_model
 from fresco.config import FrescoConfig
 from fresco.lab.evaluate import read_prompts
+from fresco.lab.own_judge import FOLDER
 from fresco.metrics import interval
 from fresco.record import full_step, run
 
-BENCHMARK = Path(__file__).parents[2] / "assets" / "benchmark"
 SIDE = 16  # pixels of the low-passed picture: what a coarse token holds of a 128 pixel one, and no more
 RUNS = {
     "Fresco, recommended, NFE 18": FrescoConfig.recommended(18),
@@ -55,7 +55,7 @@ def main() -> None:
     model = load_model("sinopia", device="cpu")
     found: dict[str, list[list[float]]] = {}
     spent: dict[str, list[float]] = {}
-    for prompt in read_prompts(BENCHMARK / "development.jsonl")[: args.prompts]:
+    for prompt in read_prompts(FOLDER / "development.jsonl")[: args.prompts]:
         for label, config in RUNS.items():
             trace = run(model, prompt, config)
             pictures = [low_passed(event.preview) for event in trace.events if event.preview is not None]

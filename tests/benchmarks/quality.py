@@ -23,9 +23,9 @@ from fresco.config import FrescoConfig
 from fresco.denoiser import Model
 from fresco.lab import ablation, evaluate
 from fresco.lab.judges import load_judge
+from fresco.lab.own_judge import FOLDER
 from fresco.lab.sweep import Cell
 
-BENCHMARK = Path(__file__).parents[2] / "assets" / "benchmark"
 JUDGES = ("judge", "judge-asked", "judge-object")
 OURS = FrescoConfig.recommended(18)
 PRICE = (18, 30, 11, 9)
@@ -118,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     table, (index, count) = TABLES[args.table], map(int, args.share.split("/"))
     model = load_model("sinopia", device="cpu")
-    prompts = evaluate.read_prompts(BENCHMARK / f"{table.prompts}.jsonl")[: args.only]
+    prompts = evaluate.read_prompts(FOLDER / f"{table.prompts}.jsonl")[: args.only]
     task = evaluate.Task(prompts, (0,), table.cells(model), table.same_flops)
     judges = [load_judge(name) for name in JUDGES]
     if not args.report:

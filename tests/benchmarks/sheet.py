@@ -15,9 +15,9 @@ import matplotlib.pyplot as plt
 from fresco.backends import load_model
 from fresco.config import FrescoConfig
 from fresco.lab.evaluate import read_prompts
+from fresco.lab.own_judge import FOLDER
 from fresco.record import run
 
-BENCHMARK = Path(__file__).parents[2] / "assets" / "benchmark"
 ACROSS, ROWS = 5, 4
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     model = load_model("sinopia", device="cpu")
-    prompts = read_prompts(BENCHMARK / "prompts.jsonl")[:: 200 // (ACROSS * ROWS)]
+    prompts = read_prompts(FOLDER / "prompts.jsonl")[:: 200 // (ACROSS * ROWS)]
     figure, axes = plt.subplots(ROWS, 2 * ACROSS, figsize=(13, 6.2), layout="constrained")
     figure.get_layout_engine().set(wspace=0.01, w_pad=0.01, h_pad=0.02)  # type: ignore[union-attr]
     for pair, prompt in zip(axes.reshape(-1, 2), prompts, strict=True):

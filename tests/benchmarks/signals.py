@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from fresco.backends import load_model
 from fresco.config import SIGNALS, FrescoConfig
 from fresco.lab.convergence import correlations
 from fresco.lab.evaluate import read_prompts
+from fresco.lab.own_judge import FOLDER
 from fresco.metrics import interval, paired
 
-BENCHMARK = Path(__file__).parents[2] / "assets" / "benchmark"
 RUNS = {"recommended, NFE 18": FrescoConfig.recommended(18), "full, 18 steps": FrescoConfig.full(18)}
 
 
@@ -28,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     model = load_model("sinopia", device="cpu")
     found: dict[tuple[str, int, float, str], list[float]] = {}
-    for prompt in read_prompts(BENCHMARK / "development.jsonl")[: args.prompts]:
+    for prompt in read_prompts(FOLDER / "development.jsonl")[: args.prompts]:
         for label, config in RUNS.items():
             for row in correlations(model, prompt, config):
                 found.setdefault((label, row.step, row.sigma, row.signal), []).append(row.rho)
