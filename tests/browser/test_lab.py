@@ -204,7 +204,7 @@ def test_a_point_of_the_chart_opens_its_run(lab):
 
 def test_stop_keeps_what_is_finished_and_a_second_run_computes_only_the_rest(lab):
     page = lab("sweep", **SMALL)
-    fill(page, values_1="0.004, 0.04", values_2="10, 11", curve="3")
+    fill(page, values_1="0.004, 0.04", values_2="20, 21", curve="3")
     page.page.click("#sweep-run")
     mine = page.page.locator("#sweep-grid .lab-cell:not([data-key^='recorded:'])")  # recorded ones are there from the start
     expect(mine.first).to_be_visible(timeout=PATIENCE)
