@@ -19,14 +19,14 @@ import pytest
 import torch
 
 from fresco.backends import load_model
-from fresco.backends.sinopia import SinopiaModel, TextEncoder
+from fresco.backends.sinopia import SinopiaModel, TextEncoder, assets_dir
 from fresco.config import FrescoConfig
 from fresco.sampler import sample
 from fresco.tokens import Layout
 from fresco.training import data, recipes, scenes
 from fresco.training import train as training
 from fresco.training.data import Library
-from fresco.training.recipes import PALETTE, SIDE, Recipes, Scene, held_out, phrase, plural
+from fresco.training.recipes import PALETTE, PLAIN, SIDE, PlainRecipes, Recipes, Scene, held_out, phrase, plural
 from fresco.training.scenes import Composer, pack, resize_matrix
 from fresco.training.train import PRESETS, Feed, Run, patchify, unpatchify, velocity_loss
 
@@ -190,6 +190,59 @@ def test_held_out_combinations(library: Library) -> None:
         for key in here:
             kinds[key[0]] = kinds.get(key[0], 0) + 1
     assert set(kinds) == set(recipes.HELD_OUT), kinds
+
+
+def test_plain_scenes_show_what_they_tell(library: Library) -> None:
+    """One whole thing on the colour told, of the style told; no combination that is kept back is ever drawn."""
+    train, kept = PlainRecipes(library, seed=1), PlainRecipes(library, seed=1, split="eval")
+    told = [train(i) for i in range(300)]
+    pictures = (Composer(library, CPU)(pack(told), 64).permute(0, 2, 3, 1).numpy() + 1) / 2
+    named = dict.fromkeys(PLAIN, 0)
+    for scene, picture in zip(told, pictures, strict=True):
+        (thing,) = scene.things
+        assert thing.size / 2 <= min(thing.x, thing.y, 1 - thing.x, 1 - thing.y) + 1e-9  # nothing is cut off
+        names = (NAMES[thing.concept], *library.synonyms[thing.concept])
+        assert sum(name in scene.caption for name in names) == 1, scene.caption
+        style = STYLES[thing.icon % len(STYLES)]
+        assert (f"{style} style" in scene.caption) == ("style" in scene.caption), scene.caption
+        if colour := re.search(rf" on ({'|'.join(PALETTE)})$", scene.caption):
+            corner = min(PALETTE, key=lambda name: float(np.abs(np.array(PALETTE[name]) - picture[0, 0]).sum()))
+            assert corner == colour[1], scene.caption
+            named[colour[1]] += 1
+    assert min(named.values()) >= 10, named
+    here = [("colour", NAMES[t.concept], STYLES[t.icon % len(STYLES)], s.colours[0]) for s in told for t in s.things]
+    assert not [key for key in here if held_out(*key)]
+    late = [kept(i) for i in range(50)]
+    kinds = [("colour", NAMES[t.concept], STYLES[t.icon % len(STYLES)], s.colours[0]) for s in late for t in s.things]
+    assert all(held_out(*key) for key in kinds)
+
+
+def test_concepts_go_by_the_names_asked_for(library: Library) -> None:
+    """A nickname becomes the name, a hyphen may be a blank, unknown names are left out, and icons stay with their style."""
+    odd = replace(library, names=("t-rex", *library.names[1:]))
+    found = odd.called(["vixen", "wolf", "owl", "t rex"], ["flat", "noto"])
+    assert found.names == ("vixen", "owl", "t rex")
+    assert found.synonyms == (("t-rex",), (), ("t-rex", "vixen"))
+    np.testing.assert_array_equal(found.icon, [[2, 0], [5, 3], [2, 0]])
+    assert found.styles == ("flat", "noto")
+
+
+def test_the_plain_preset_goes_on_from_the_bundled_model(library: Library, tmp_path: Path) -> None:
+    """Its world is what the bundled model knows, its start are that model's weights, and its card says so."""
+    names = json.loads((assets_dir() / "sinopia.json").read_text())["concepts"]
+    small = replace(library, names=(*names[:11], "wolf"), synonyms=((),) * 12, styles=("fluent", "noto", "twemoji"),
+                    licences=dict.fromkeys(("fluent", "noto", "twemoji"), library.licences["noto"]))  # fmt: skip
+    preset = replace(PRESETS["plain"].scaled(1, None, 1 / 16), res=(16, 32))
+    run = Run(preset, small, tmp_path, device=CPU, init=assets_dir())
+    assert run.library.names == tuple(sorted(names[:11], key=names.index))
+    start = load_model("sinopia", device="cpu").transformer
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), run.model.parameters(), strict=True))
+    run.go(samples=0)
+    info = json.loads((tmp_path / "export" / "sinopia.json").read_text())
+    assert (info["concepts"], info["colors"], info["backdrops"]) == (list(run.library.names), list(PLAIN), ["plain"])
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "trained further on pictures of one thing on a plain backdrop" in card
+    assert Run(preset, small, tmp_path, device=CPU).after == run.after  # the checkpoint keeps where it came from
 
 
 def test_a_scene_depends_on_seed_and_index_alone(library: Library) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `train` to a parser."""
-    parser.add_argument("--preset", choices=["gpu", "cpu", "tiny"], default="cpu", help="size of the model and of the run")
+    presets = ["gpu", "cpu", "plain", "tiny"]
+    parser.add_argument("--preset", choices=presets, default="cpu", help="world, and size of the model and of the run")
     parser.add_argument("--out", type=Path, default=Path("out/sinopia"), help="checkpoint, losses.csv, samples and export/")
     parser.add_argument("--data", type=Path, default=Path("out/data"), help="cache of packages, catalogue and pixels")
     parser.add_argument("--prepare", choices=["catalogue", "icons"], help="only make the data, so far, and stop")

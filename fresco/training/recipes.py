@@ -30,6 +30,7 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 CAPTION = "{name}, {style} style, on {color}"  # the plainest of the phrasings
 SLOTS = 4
 PARAMETERS = 80  # random numbers that a backdrop draws from
+PLAIN = tuple(PALETTE)[:-1]  # the backdrops of `PlainRecipes`: too many things are brown
 BACKDROPS = ("plain", "gradient", "ground", "hills", "sea", "stars", "paper")
 TIMES = ("day", "sunset", "night")
 HELD_OUT = {"style": 0.03, "colour": 0.1, "count": 0.1, "left": 0.1, "above": 0.1, "behind": 0.1}
@@ -401,3 +402,25 @@ class Recipes:
         if backdrop == "hills":
             return draw.pick((f"on a {first} hill", f"on a {first} hill", f"on {first} hills"))
         return draw.pick(_PLACES[backdrop])
+
+
+class PlainRecipes(Recipes):
+    """The smallest world: one thing, large, on a plain backdrop. What a CPU can learn in an hour.
+
+    Held out are combinations of concept, style and backdrop.
+    """
+
+    def _compose(self, draw: _Draws) -> Scene:
+        library = self.library
+        style = draw.weighted(range(len(library.styles)), self._style_weight)
+        concept, colour, size = self._concept(draw, style), draw.pick(PLAIN), draw(0.7, 0.96)
+        room = (1 - size) / 2
+        thing = Thing(concept, int(library.icon[concept, style]), 0.5 + draw(-room, room), 0.5 + draw(-room, room), size)
+        name, kind = library.names[concept], library.styles[style]
+        form = draw.weighted((CAPTION, "{one} on {color}", "{one} in {style} style", "{one}"), (0.7, 0.15, 0.08, 0.07))
+        caption = form.format(name=name, one=phrase(self._name(draw, concept)), style=kind, color=colour)
+        other = draw.pick([c for c in PLAIN if c != colour])
+        facts: list[tuple[str, ...]] = [("count", name, "1")]
+        facts += [("style", kind)] if "{style}" in form else []
+        facts += [("backdrop", "plain", colour)] if "{color}" in form else []
+        return Scene(caption, [thing], "plain", "day", (colour, other), np.empty(0), {("colour", name, kind, colour)}, facts)

@@ -26,9 +26,10 @@ from diffusers import FluxTransformer2DModel
 from numpy.typing import NDArray
 
 from fresco.backends import pick_device as pick_device
+from fresco.backends.sinopia import assets_dir
 from fresco.schedule import shift
 from fresco.training.data import DataError, Library
-from fresco.training.recipes import Recipes, Split, stream
+from fresco.training.recipes import PlainRecipes, Recipes, Split, stream
 from fresco.training.scenes import Composer, SceneBatch, pack
 from fresco.training.text import CaptionEncoder, Tokenizer
 
@@ -59,6 +60,7 @@ class Preset:
         ema: decay of the averaged weights.
         guidance: classifier-free guidance of the samples and of the exported model.
         bfloat16: whether the transformer computes in it; on a CPU only where it has AMX.
+        plain: one thing on a plain backdrop, of the concepts and styles that the bundled model knows; else whole scenes.
     """
 
     double: int
@@ -78,6 +80,7 @@ class Preset:
     ema: float
     guidance: float = 2.0
     bfloat16: bool = True
+    plain: bool = False
 
     def scaled(self, steps: int | None, lr: float | None, batch: float) -> Preset:
         """Return the preset with other steps, learning rate, and batches multiplied."""
@@ -96,6 +99,9 @@ class Preset:
 PRESETS = {
     "gpu": Preset(3, 6, 6, (128, 256), (2.0, 4.0), (512, 128), (0.25, 0.65), 0.4, 32, None, 256, 12000, 500, 6e-4, 0.9995),
     "cpu": Preset(2, 8, 4, (64, 128), (1.5, 3.0), (48, 12), (0.0, 0.8), 0.8, 24, 300, 64, 20000, 300, 5e-4, 0.999),
+    "plain": Preset(
+        2, 8, 4, (64, 128), (1.5, 3.0), (64, 16), (0.94, 0.94), 0.0, 24, None, 128, 1000, 40, 4e-4, 0.995, plain=True
+    ),
     "tiny": Preset(1, 1, 1, (16, 32), (1.0, 1.5), (8, 4), (0.5, 0.5), 0.0, 12, None, 32, 60, 5, 2e-3, 0.9, bfloat16=False),
 }
 
@@ -198,7 +204,8 @@ class Feed(torch.utils.data.Dataset[Batch]):
 
     def __init__(self, preset: Preset, library: Library, tokenizer: Tokenizer, seed: int, split: Split = "train") -> None:
         slim = replace(library, pixels=library.pixels[:0])
-        self.recipes, self.tokenizer, self.preset, self.seed = Recipes(slim, seed, split), tokenizer, preset, seed
+        self.recipes = (PlainRecipes if preset.plain else Recipes)(slim, seed, split)
+        self.tokenizer, self.preset, self.seed = tokenizer, preset, seed
 
     def is_fine(self, step: int) -> bool:
         """Return whether a step trains the finest resolution."""
@@ -253,6 +260,7 @@ class Run:
     Attributes:
         model: the transformer being trained.
         ema: its averaged weights, in the order of `model.parameters()`.
+        after: version of the model that it started from; None where that was noise.
         step: steps done.
         pictures: training pictures seen.
         seconds: spent in training, over all slices.
@@ -279,6 +287,9 @@ class Run:
         """
         self.preset, self.out, self.device, self.seed = preset, out, device, seed
         self.library = library if preset.concepts is None else library.subset(preset.concepts)
+        if preset.plain:
+            known = json.loads((assets_dir() / "sinopia.json").read_text(encoding="utf-8"))
+            self.library = library.called(known["concepts"], known["styles"])
         self.cuda = device.type == "cuda"
         if self.cuda:
             torch.set_float32_matmul_precision("high")
@@ -290,7 +301,9 @@ class Run:
 
         self.config = preset.config(self.text.full._model.config.hidden_size)
         self.model = new_model(self.config, seed).to(device).train()
+        self.after = None
         if init is not None:
+            self.after = json.loads((init / "sinopia.json").read_text(encoding="utf-8")).get("version", "v0")
             start = FluxTransformer2DModel.from_pretrained(init / "transformer", dtype=torch.float32)
             self.model.load_state_dict(start.state_dict())
         self.ema = [p.detach().clone() for p in self.model.parameters()]
@@ -317,6 +330,7 @@ class Run:
         for mine, theirs in zip(self.ema, found["ema"], strict=True):
             mine.copy_(theirs)
         self.step, self.pictures, self.seconds = found["step"], found["pictures"], found["seconds"]
+        self.after = found["after"]
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -325,7 +339,7 @@ class Run:
         torch.save(
             {
                 "config": json.loads(json.dumps(self.config)), "preset": json.dumps(asdict(self.preset)), "seed": self.seed,
-                "step": self.step, "pictures": self.pictures, "seconds": self.seconds, "ema": self.ema,
+                "after": self.after, "step": self.step, "pictures": self.pictures, "seconds": self.seconds, "ema": self.ema,
                 "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             },
             part,
