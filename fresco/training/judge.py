@@ -216,10 +216,11 @@ def train(
     found = accuracy(net, world)
     out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, out / "judge.safetensors")
+    words = world.text.max_tokens
+    run = {"steps": steps, "batch": batch, "lr": lr, "seed": seed + len(before), "free": FREE, "max_tokens": words}
     about = {
-        "concepts": world.concepts, "styles": world.styles, "colours": world.colours, "max_tokens": world.text.max_tokens,
-        "side": SIDE, "runs": [*before, {"steps": steps, "batch": batch, "lr": lr, "seed": seed + len(before), "free": FREE}],
-        "accuracy on combinations kept back": found,
+        "concepts": world.concepts, "styles": world.styles, "colours": world.colours, "max_tokens": words,
+        "side": SIDE, "runs": [*before, run], "accuracy on combinations kept back": found,
     }  # fmt: skip
     (out / "judge.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return found
