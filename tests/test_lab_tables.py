@@ -7,9 +7,11 @@ import pytest
 
 from fresco import published
 from fresco.__main__ import main
+from fresco.backends import load_model
 from fresco.backends.oracle import OracleModel
 from fresco.baselines import CATALOGUE
 from fresco.config import FrescoConfig
+from fresco.cost import mixed_tokens
 from fresco.lab import evaluate, tables
 from fresco.lab.store import Store
 from fresco.lab.sweep import baseline_cell
@@ -37,16 +39,23 @@ def test_published_numbers_agree_with_each_other():
     assert set(published.TITLES) == {row.table for row in published.ROWS} == {1, 2, 3, 4, 5}
 
 
-def test_our_column_is_empty_until_measured(capsys):
+def test_our_column_is_that_of_the_bundled_model(capsys):
+    """What is kept of it: same settings as the rows, FLOPs that follow from them, and nothing for another checkpoint's rows."""
     assert main(["tables", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["ours"] is None
-    for table in found["tables"]:
-        for row in table["rows"]:
-            triples = [value for value in row.values() if isinstance(value, list)]
-            assert triples
-            assert all(triple[2] is None for triple in triples)
-    assert rows_of(found, 1)["Fresco", 18]["image_reward"] == [1.0369, 0.9861, None]
+    assert found["ours"].startswith("sinopia, ")
+    first, third = rows_of(found, 1), rows_of(found, 3)
+    assert first["Fresco", 18]["image_reward"] == [1.0369, 0.9861, None]
+    assert first["full resolution", 30]["flops"] == [1.67, None, pytest.approx(50 / 30)]
+    denoiser = load_model("sinopia", device="cpu").bind(FrescoConfig.paper())
+    for nfe in (30, 18, 11):
+        config = FrescoConfig.paper(nfe)
+        calls = zip(config.split, (64, mixed_tokens(64, round(config.ratio * 64)), 256), strict=True)
+        spent = sum(count * denoiser.flops(tokens) for count, tokens in calls)
+        assert first["Fresco", nfe]["flops"][2] == pytest.approx(50 * denoiser.flops(256) / spent, rel=0.01)
+    for row in (first["full resolution", 18], first["RALU", 18], first["TaylorSeer N=4", 50]):
+        assert 5 < row["psnr"][2] < 60
+    assert all(value[2] is None for row in third.values() for value in row.values() if isinstance(value, list))
 
 
 def test_our_column_is_filled_by_settings(tmp_path, capsys):
@@ -85,6 +94,8 @@ def test_our_column_is_filled_by_settings(tmp_path, capsys):
     assert first["TeaCache 0.8", 50]["flops"][2] is None
     model, ours = tables.measured(tmp_path)
     assert model == found["ours"] == "oracle"
+    tables.keep(tmp_path, tmp_path / "kept.json")
+    assert tables.kept(tmp_path / "kept.json") == ("oracle, 2 prompts", ours)
     assert ours["", FrescoConfig.recommended(18)]["psnr"] == pytest.approx(mean(configs["other"], "psnr"))
 
 
@@ -106,5 +117,5 @@ def test_an_empty_folder_is_said(tmp_path, capsys):
 def test_a_person_can_read_them(capsys):
     assert main(["tables"]) == 0
     said = capsys.readouterr().out
-    assert "not yet measured" in said
-    assert "788.03 / - / -" in said
+    assert "ours (sinopia, " in said
+    assert "788.03 / - / " in said

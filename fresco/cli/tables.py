@@ -1,4 +1,4 @@
-"""Print the paper's tables: published, measured again by its sibling, and ours (from a folder of `evaluate`)."""
+"""Print the paper's tables: published, measured again by its sibling, ours (the bundled model, or a folder of `evaluate`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def view(found: dict[str, Any]) -> None:
     """Print one table after the other; a cell is published / measured again / ours."""
-    whose = f" ({found['ours']})" if found["ours"] else ", not yet measured"
-    print(f"published / measured again / ours{whose}")
+    print(f"published / measured again / ours ({found['ours']})")
     for table in found["tables"]:
         names = [n for n in dict.fromkeys(n for row in table["rows"] for n in row) if n not in ("method", "nfe", "source")]
         print(f"\n{table['table']}. {table['title']}\n")

@@ -1,10 +1,12 @@
 """The paper's tables with three columns: published, measured again by its sibling, ours. Source: METHOD 1.
 
-Ours is empty until measured: it is filled from an `evaluate` folder by settings, not by labels, and says of which model.
+Ours is filled from an `evaluate` folder by settings, not by labels, and says of which model. Without a folder it is what was
+measured on the bundled model and stands in `assets/benchmark/tables.json`: no row of FLUX.1's, but the same settings.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +20,14 @@ from fresco.config import ConfigError, FrescoConfig
 from fresco.cost import REFERENCE_STEPS
 from fresco.lab import ablation
 from fresco.lab.evaluate import read_scores
+from fresco.lab.own_judge import FOLDER
 from fresco.lab.store import Store
 
-JUDGED = {"image_reward": "image-reward", "clip": "clip-score", "clip_iqa": "clip-iqa"}
+JUDGED = {"image_reward": "image-reward", "clip": "clip-score", "clip_iqa": "clip-iqa", "judge": "judge"}
 """Quantity -> the judge that measures it."""
 
 
+BUNDLED = FOLDER / "tables.json"
 Run = tuple[str, FrescoConfig]
 """(name of the baseline whose cache stood around the model, or "", settings): what a measurement is of."""
 
@@ -100,13 +104,29 @@ def measured(folder: Path) -> tuple[str, dict[Run, dict[str, float]]]:
     return models[0], found
 
 
+def keep(folder: Path, path: Path = BUNDLED) -> None:
+    """Write what was measured in an `evaluate` folder, for `kept` to read."""
+    model, runs = measured(folder)
+    rows = [{"cache": name, "config": config.to_json(), **values} for (name, config), values in runs.items()]
+    prompts = len({line["prompt"] for line in Store(folder / "results.jsonl").lines().values()})
+    path.write_text(json.dumps({"model": model, "prompts": prompts, "runs": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def kept(path: Path = BUNDLED) -> tuple[str, dict[Run, dict[str, float]]]:
+    """Return what `keep` wrote, as `measured` returns it; the model's name says of how many prompts it is the mean."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    runs = {(row.pop("cache"), FrescoConfig.from_json(row.pop("config"))): row for row in found["runs"]}
+    return f"{found['model']}, {found['prompts']} prompts", runs
+
+
 def report(folder: Path | None = None) -> dict[str, Any]:
     """Return all tables, JSON-able: {"tables": [{"table", "title", "rows": [{method, nfe, source, QUANTITY: [p, r, o]}]}]}.
 
     Args:
-        folder: an `evaluate` folder for the third column.
+        folder: an `evaluate` folder for the third column; None is what is kept of the bundled model.
     """
-    model, ours = ("", {}) if folder is None else measured(folder)
+    said, ours = kept() if folder is None else measured(folder)
+    model = said.partition(",")[0]
     tables = []
     for number, title in published.TITLES.items():
         rows = []
@@ -114,11 +134,11 @@ def report(folder: Path | None = None) -> dict[str, Any]:
             if row.table != number:
                 continue
             own = next((ours[name, _plain(c)] for name, c in runs_of(row, model) if (name, _plain(c)) in ours), {})
-            names = (*published.QUANTITIES, "psnr")  # likeness to the 50-step picture: nobody else states it
+            names = (*published.QUANTITIES, "psnr", "judge")  # the likeness to 50 steps and our own judge: nobody else's
             triples = {name: [row.published.get(name), row.remeasured.get(name), own.get(name)] for name in names}
             rows.append(
                 {"method": row.method, "nfe": row.nfe, "source": row.source}
                 | {name: triple for name, triple in triples.items() if any(value is not None for value in triple)}
             )
         tables.append({"table": number, "title": title, "rows": rows})
-    return {"ours": model or None, "tables": tables}
+    return {"ours": said, "tables": tables}
