@@ -356,6 +356,23 @@ def test_the_trace_of_a_run_comes_through_the_api(bare, tmp_path):
             client.predict(*wrong, api_name="/trace")
 
 
+def test_the_trace_of_a_sweep_s_run_comes_by_its_key(bare):
+    """The run that the cell tells of, step by step: its settings, its cost, and its picture's reference as track 1."""
+    client = Client(bare, verbose=False)
+    job = client.submit(
+        "fox", json.dumps({"tau": [0.02, 0.5]}), seed=2, model="oracle", settings='{"nfe": 5}', api_name="/sweep"
+    )
+    cells = {m["config"]["tau"]: m for m in map(json.loads, job) if m["type"] == "cell"}
+    for tau, cell in cells.items():
+        said = json.loads(client.predict(f"recorded:{cell['key']}", api_name="/trace"))
+        assert (said["prompt"], said["config"]) == ("fox", cell["config"])
+        assert said["config"]["tau"] == tau
+        assert sum(event["flops"] for event in said["events"]) == pytest.approx(cell["flops"], rel=1e-12)
+        assert len(said["events"]) == 5
+    with pytest.raises(AppError, match="press Run"):
+        client.predict("recorded:never", api_name="/trace")
+
+
 def test_a_visitors_own_run_is_kept_renamed_and_removed_in_this_browser(visitor):
     page = visitor("?model=oracle&prompt=mine&nfe=4&reference=same+NFE")
     page.run()
