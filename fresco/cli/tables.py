@@ -29,6 +29,11 @@ def view(found: dict[str, Any]) -> None:
         print(f"\n{table['table']}. {table['title']}\n")
         rows = []
         for row in table["rows"]:
-            triples = {name: " / ".join("-" if v is None else f"{v:g}" for v in row.get(name, [None] * 3)) for name in names}
+            triples = {name: _said(row.get(name, [None] * 3)) for name in names}
             rows.append({"method": row["method"], "NFE": row["nfe"], **triples})
         show.table(rows, 26, 27)
+
+
+def _said(triple: list[float | None]) -> str:
+    """Return published numbers as they stand, and ours to three figures."""
+    return " / ".join("-" if v is None else f"{v:.3g}" if k == 2 else f"{v:g}" for k, v in enumerate(triple))
