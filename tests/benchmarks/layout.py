@@ -81,8 +81,8 @@ def draw(found: dict[str, list[list[float]]], spent: dict[str, list[float]], pat
             axis.fill_between(x, bounds[:, 1], bounds[:, 2], color=colour, alpha=0.18, linewidth=0)
     low = RUNS["Fresco, recommended, NFE 18"].split[0]
     left.axvline(low + 0.5, color="#b5442e", linestyle=":", linewidth=1)
-    left.annotate("low stage ends", (low + 0.6, 0.53), color="#b5442e", rotation=90, va="bottom", fontsize=8)
-    left.set(xlabel="model calls", ylabel="layout's likeness to the finished picture", ylim=(0.5, 1.01))
+    left.annotate("low stage ends", (low + 0.6, 0.755), color="#b5442e", rotation=90, va="bottom", fontsize=8)
+    left.set(xlabel="model calls", ylabel="layout's likeness to the finished picture", ylim=(0.74, 1.01))
     right.set(xlabel="cost, in full-resolution steps")
     for axis in (left, right):
         axis.xaxis.set_major_locator(mpl.ticker.MultipleLocator(3))
