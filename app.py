@@ -86,6 +86,12 @@ def load(name: str) -> Any:
         return _small(name) if name in BUNDLED else _large(name)
 
 
+def preload() -> None:
+    """Load the first model; what is wrong with its files is told to whoever runs it."""
+    with contextlib.suppress(FrescoError):
+        load(MODELS[0])
+
+
 def load_for_lab(name: str) -> Any:
     """Return the model that the lab runs: on ZeroGPU, which lends a GPU for one run at a time, a small one on the CPU."""
     if not hosting.on_zero():
@@ -510,7 +516,7 @@ def main() -> None:
     if hosting.on_zero():
         load(MODELS[0])  # weights are put on the GPU before the first run is forked off
     else:
-        threading.Thread(target=load, args=(MODELS[0],), daemon=True).start()
+        threading.Thread(target=preload, daemon=True).start()
     plays = [{"url": address(slug), "prompt": b["prompt"], "seed": b["seed"]} for slug, b in recorded().items()]
     first = Middleware(mount.FirstPaint, script=JS["head"] + mount.script(plays))  # Gradio adds its own head much later
     served = {"middleware": [first], "routes": RELAY.routes()}
