@@ -357,7 +357,7 @@ def test_the_trace_of_a_run_comes_through_the_api(bare, tmp_path):
 
 
 def test_the_trace_of_a_sweep_s_run_comes_by_its_key(bare):
-    """The run that the cell tells of, step by step: its settings, its cost, and its picture's reference as track 1."""
+    """The run that the cell tells of, step by step: its prompt, settings, length and cost; an unknown key is said."""
     client = Client(bare, verbose=False)
     job = client.submit(
         "fox", json.dumps({"tau": [0.02, 0.5]}), seed=2, model="oracle", settings='{"nfe": 5}', api_name="/sweep"
