@@ -77,7 +77,7 @@ def sensitivity(model: Model) -> tuple[Cell, ...]:
     ratios = {f"ratio {ratio:g}": OURS.replace(ratio=ratio) for ratio in (0.1, 0.2, 0.4, 0.6, 0.8)}
     splits = {
         f"split {'/'.join(map(str, split))}": OURS.replace(stages=split)
-        for split in ((3, 7, 8), (6, 3, 9), (6, 7, 5), (6, 10, 2), (9, 5, 4), (12, 3, 3))
+        for split in ((3, 7, 8), (6, 3, 9), (6, 7, 5), (6, 10, 2), (8, 5, 5), (9, 5, 4), (9, 8, 1), (12, 3, 3), (12, 5, 1), (14, 3, 1))
     }
     return _cells({"recommended": OURS} | taus | ratios | splits)
 

@@ -145,11 +145,19 @@ class Panel:
         self.status = gr.HTML("", elem_id=f"{self.name}-status", elem_classes="lab-status")
 
     def runs(self, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any], *, kept: str = "") -> Any:
-        """Connect the buttons; `kept` is said when a stream is stopped."""
-        self.start.click(None, None, self.status, js="() => 'Waiting for the model…'")
-        running = self.start.click(handler, inputs, outputs, trigger_mode="always_last", **GPU, **PRIVATE)
+        """Connect the buttons; `kept` is said when a stream is stopped.
+
+        While a run is under way its button is inert: so every click counts, also one right after Stop, which Gradio's other
+        trigger modes lose until the server has heard of the stop, and Stop has one run to stop.
+        """
+        switched = "{{__type__: 'update', interactive: {}}}"
+        inert, ready = switched.format("false"), switched.format("true")
+        self.start.click(None, None, [self.status, self.start], js=f"() => ['Waiting for the model…', {inert}]")
+        running = self.start.click(handler, inputs, outputs, trigger_mode="multiple", **GPU, **PRIVATE)
+        running.then(None, None, self.start, js=f"() => ({ready})")
         said: Any = (lambda: f"Stopped. {kept}", None, self.status)
         stopped = self.stop.click(*said, cancels=[running], queue=False, **PRIVATE)
+        self.stop.click(None, None, self.start, js=f"() => ({ready})")
         stopped.then(*said, queue=False, **PRIVATE)  # again: a last message of the run may come in between
         return running
 
