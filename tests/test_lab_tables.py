@@ -47,7 +47,9 @@ def test_our_column_is_that_of_the_bundled_model(capsys):
     first, third = rows_of(found, 1), rows_of(found, 3)
     assert first["Fresco", 18]["image_reward"] == [1.0369, 0.9861, None]
     assert first["full resolution", 30]["flops"] == [1.67, None, pytest.approx(50 / 30)]
-    denoiser = load_model("sinopia", device="cpu").bind(FrescoConfig.paper())
+    model = load_model("sinopia", device="cpu")
+    assert json.loads(tables.BUNDLED.read_text(encoding="utf-8"))["weights"] == [model.provenance]  # other weights: measure again
+    denoiser = model.bind(FrescoConfig.paper())
     for nfe in (30, 18, 11):
         config = FrescoConfig.paper(nfe)
         calls = zip(config.split, (64, mixed_tokens(64, round(config.ratio * 64)), 256), strict=True)
@@ -92,10 +94,11 @@ def test_our_column_is_filled_by_settings(tmp_path, capsys):
     assert first["TaylorSeer N=4", 50]["psnr"][2] < 99
     assert "psnr" not in first["full resolution", 50]
     assert first["TeaCache 0.8", 50]["flops"][2] is None
-    model, ours = tables.measured(tmp_path)
-    assert model == found["ours"] == "oracle"
+    name, ours = tables.measured(tmp_path)
+    assert name == found["ours"] == "oracle"
     tables.keep(tmp_path, tmp_path / "kept.json")
     assert tables.kept(tmp_path / "kept.json") == ("oracle, 2 prompts", ours)
+    assert json.loads((tmp_path / "kept.json").read_text())["weights"] == [model.provenance]
     assert ours["", FrescoConfig.recommended(18)]["psnr"] == pytest.approx(mean(configs["other"], "psnr"))
 
 

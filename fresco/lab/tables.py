@@ -108,8 +108,11 @@ def keep(folder: Path, path: Path = BUNDLED) -> None:
     """Write what was measured in an `evaluate` folder, for `kept` to read."""
     model, runs = measured(folder)
     rows = [{"cache": name, "config": config.to_json(), **values} for (name, config), values in runs.items()]
-    prompts = len({line["prompt"] for line in Store(folder / "results.jsonl").lines().values()})
-    path.write_text(json.dumps({"model": model, "prompts": prompts, "runs": rows}, indent=1) + "\n", encoding="utf-8")
+    lines = Store(folder / "results.jsonl").lines().values()
+    prompts = len({line["prompt"] for line in lines})
+    weights = sorted({line["weights"] for line in lines if not _cache(line)})  # of which they are true, and of no others
+    found = {"model": model, "weights": weights, "prompts": prompts, "runs": rows}
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def kept(path: Path = BUNDLED) -> tuple[str, dict[Run, dict[str, float]]]:

@@ -75,10 +75,8 @@ def sensitivity(model: Model) -> tuple[Cell, ...]:
     """Tau, ratio, the split and the window, one at a time."""
     taus = {f"tau {tau:g}": OURS.replace(tau=tau) for tau in (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)}
     ratios = {f"ratio {ratio:g}": OURS.replace(ratio=ratio) for ratio in (0.1, 0.2, 0.4, 0.6, 0.8)}
-    splits = {
-        f"split {'/'.join(map(str, split))}": OURS.replace(stages=split)
-        for split in ((3, 7, 8), (6, 3, 9), (6, 7, 5), (6, 10, 2), (8, 5, 5), (9, 5, 4), (9, 8, 1), (12, 3, 3), (12, 5, 1), (14, 3, 1))
-    }
+    stages = ("3/7/8", "6/3/9", "6/7/5", "6/10/2", "8/5/5", "9/5/4", "9/8/1", "12/3/3", "12/5/1", "14/3/1")
+    splits = {f"split {split}": OURS.replace(stages=tuple(map(int, split.split("/")))) for split in stages}
     return _cells({"recommended": OURS} | taus | ratios | splits)
 
 
