@@ -48,7 +48,7 @@ def test_our_column_is_that_of_the_bundled_model(capsys):
     assert first["Fresco", 18]["image_reward"] == [1.0369, 0.9861, None]
     assert first["full resolution", 30]["flops"] == [1.67, None, pytest.approx(50 / 30)]
     model = load_model("sinopia", device="cpu")
-    assert json.loads(tables.BUNDLED.read_text(encoding="utf-8"))["weights"] == [model.provenance]  # other weights: measure again
+    assert json.loads(tables.BUNDLED.read_text(encoding="utf-8"))["weights"] == [model.provenance]  # else measure anew
     denoiser = model.bind(FrescoConfig.paper())
     for nfe in (30, 18, 11):
         config = FrescoConfig.paper(nfe)
