@@ -71,13 +71,14 @@ def rows(model: Model) -> tuple[Cell, ...]:
     return tuple(found.values())
 
 
-def sensitivity(model: Model) -> tuple[Cell, ...]:
-    """Tau, ratio, the split and the window, one at a time."""
-    taus = {f"tau {tau:g}": OURS.replace(tau=tau) for tau in (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)}
-    ratios = {f"ratio {ratio:g}": OURS.replace(ratio=ratio) for ratio in (0.1, 0.2, 0.4, 0.6, 0.8)}
+def sensitivity(model: Model, side: int | None = None) -> tuple[Cell, ...]:
+    """Tau, ratio and the split, one at a time; at the native resolution, or of a square of `side` pixels."""
+    base = OURS.replace(size=None if side is None else (1, side, side))
+    taus = {f"tau {tau:g}": base.replace(tau=tau) for tau in (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)}
+    ratios = {f"ratio {ratio:g}": base.replace(ratio=ratio) for ratio in (0.1, 0.2, 0.4, 0.6, 0.8)}
     stages = ("3/7/8", "6/3/9", "6/7/5", "6/10/2", "8/5/5", "9/5/4", "9/8/1", "12/3/3", "12/5/1", "14/3/1")
-    splits = {f"split {split}": OURS.replace(stages=tuple(map(int, split.split("/")))) for split in stages}
-    return _cells({"recommended": OURS} | taus | ratios | splits)
+    splits = {f"split {split}": base.replace(stages=tuple(map(int, split.split("/")))) for split in stages}
+    return _cells({"recommended": base} | taus | ratios | splits)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ TABLES = {
     "peers": Table(peers),
     "published": Table(rows),
     "sensitivity": Table(sensitivity),
+    "sensitivity-64": Table(partial(sensitivity, side=64)),
 }
 
 
