@@ -35,7 +35,7 @@ def main() -> None:
     for place, prompt in enumerate(prompts):
         row, column = divmod(place, ACROSS)
         for k, config in enumerate(RUNS):
-            picture = run(model, prompt, config).picture
+            picture = run(model, prompt, config, preview_every=0).picture
             good = judge(prompt, picture) > 0.5
             right[k] += good
             at = axes[row, 2 * column + k]
