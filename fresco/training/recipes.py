@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, TypeVar
@@ -30,7 +30,11 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 CAPTION = "{name}, {style} style, on {color}"  # the plainest of the phrasings
 SLOTS = 4
 PARAMETERS = 80  # random numbers that a backdrop draws from
-PLAIN = tuple(PALETTE)[:-1]  # the backdrops of `PlainRecipes`: too many things are brown
+PLAIN: dict[str, tuple[float, float, float]] = {  # the backdrops of `PlainRecipes`: those that Sinopia v0 grew up with
+    "white": (1.0, 1.0, 1.0), "blue": (0.345, 0.588, 0.961), "red": (0.882, 0.333, 0.314), "green": (0.373, 0.784, 0.431),
+    "yellow": (1.0, 0.882, 0.353), "purple": (0.667, 0.451, 0.863), "orange": (1.0, 0.627, 0.294),
+    "pink": (0.98, 0.667, 0.804), "gray": (0.588, 0.588, 0.588), "black": (0.098, 0.098, 0.098),
+}  # fmt: skip
 BACKDROPS = ("plain", "gradient", "ground", "hills", "sea", "stars", "paper")
 TIMES = ("day", "sunset", "night")
 HELD_OUT = {"style": 0.03, "colour": 0.1, "count": 0.1, "left": 0.1, "above": 0.1, "behind": 0.1}
@@ -129,11 +133,12 @@ class Scene:
         things: up to four objects, the farthest first.
         backdrop: one of `BACKDROPS`.
         time: one of `TIMES`; matters to ground, hills and sea.
-        colours: two names from `PALETTE`: of the plain, the gradient, the ground or the hills.
+        colours: two names from `palette`: of the plain, the gradient, the ground or the hills.
         parameters: (`PARAMETERS`,) uniform numbers that the backdrop draws from.
         keys: the combinations that the picture holds: ("count", "2", "fox"), ("left", "fox", "owl"), ...
         facts: what the caption claims: ("count", name, n), ("colour", name, colour), ("style", style),
             ("left" | "above" | "behind", name, other), ("backdrop", kind, colour).
+        palette: what the names of the backdrop's colours stand for.
     """
 
     caption: str
@@ -144,6 +149,7 @@ class Scene:
     parameters: np.ndarray
     keys: set[tuple[str, ...]] = field(default_factory=set)
     facts: list[tuple[str, ...]] = field(default_factory=list)
+    palette: Mapping[str, tuple[float, float, float]] = field(default_factory=lambda: PALETTE)
 
 
 def stream(seed: int, purpose: Literal["train", "eval", "side", "drop"]) -> int:
@@ -405,22 +411,27 @@ class Recipes:
 
 
 class PlainRecipes(Recipes):
-    """The smallest world: one thing, large, on a plain backdrop. What a CPU can learn in an hour.
+    """The smallest world: one drawing that fills the canvas, on one of ten flat colours; always the same for the same words.
 
     Held out are combinations of concept, style and backdrop.
     """
 
+    def __call__(self, index: int) -> Scene:
+        """Return the scene of an index; its backdrop is the colour itself."""
+        scene = super().__call__(index)
+        scene.parameters[:] = 0.5  # the middle of what a backdrop draws from: nothing is added to the colour
+        return scene
+
     def _compose(self, draw: _Draws) -> Scene:
-        library = self.library
+        library, colours = self.library, tuple(PLAIN)
         style = draw.weighted(range(len(library.styles)), self._style_weight)
-        concept, colour, size = self._concept(draw, style), draw.pick(PLAIN), draw(0.7, 0.96)
-        room = (1 - size) / 2
-        thing = Thing(concept, int(library.icon[concept, style]), 0.5 + draw(-room, room), 0.5 + draw(-room, room), size)
+        concept, colour = self._concept(draw, style), draw.pick(colours)
+        thing = Thing(concept, int(library.icon[concept, style]), size=1.0)
         name, kind = library.names[concept], library.styles[style]
         form = draw.weighted((CAPTION, "{one} on {color}", "{one} in {style} style", "{one}"), (0.7, 0.15, 0.08, 0.07))
         caption = form.format(name=name, one=phrase(self._name(draw, concept)), style=kind, color=colour)
-        other = draw.pick([c for c in PLAIN if c != colour])
         facts: list[tuple[str, ...]] = [("count", name, "1")]
         facts += [("style", kind)] if "{style}" in form else []
         facts += [("backdrop", "plain", colour)] if "{color}" in form else []
-        return Scene(caption, [thing], "plain", "day", (colour, other), np.empty(0), {("colour", name, kind, colour)}, facts)
+        keys: set[tuple[str, ...]] = {("colour", name, kind, colour)}
+        return Scene(caption, [thing], "plain", "day", (colour, colour), np.empty(0), keys, facts, PLAIN)

@@ -113,7 +113,7 @@ def pack(scenes: Sequence[Scene]) -> SceneBatch:
         icon,
         place,
         dye,
-        np.array([[PALETTE[c] for c in scene.colours] for scene in scenes], np.float32),
+        np.array([[scene.palette[c] for c in scene.colours] for scene in scenes], np.float32),
         np.array([[*_SKY[scene.time], _LIGHT[scene.time]] for scene in scenes], np.float32),
         np.array([[scene.time == "night"] for scene in scenes], np.float32),
         np.stack([scene.parameters for scene in scenes]),
