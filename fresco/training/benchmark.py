@@ -3,8 +3,8 @@
 Written by `python -m fresco.training.benchmark --data CACHE --out assets/benchmark`, the same on every machine. Categories
 follow DrawBench's as far as the bundled model's world has them; it draws one object, so counting and positional prompts
 show what it cannot do. `told` is the plain caption that the judge compares a picture with, whatever the prompt's spelling.
-Deviation: the bundled v0 was trained on all combinations of its world, so the prompts are new in their words, not in what
-they show.
+Deviation: the bundled model's first weights (v0) had seen all combinations of its world, so the prompts are new in their
+words, not in what they show.
 """
 
 from __future__ import annotations
