@@ -380,9 +380,19 @@ def copy_link(*inputs: Any) -> str:
         raise gr.Error(f"This setting cannot be run, so it cannot be linked: {error}", print_exception=False) from error
 
 
+def first_prompt() -> str:
+    """Return the prompt of the recorded run that opens first, or ""."""
+    return str(next(iter(recorded().values()), {"prompt": ""})["prompt"])
+
+
 def open_link(request: gr.Request) -> list[Any]:
-    """Fill the controls from the address, and say what the viewer plays: the linked recorded run, or the first one."""
+    """Fill the controls from the address, and say what the viewer plays: the linked recorded run, or the first one.
+
+    An address without settings changes no control: a person may have typed already.
+    """
     query = dict(request.query_params) if request else {}
+    if all(name.startswith("__") for name in query):  # Gradio's own: __theme, __sign
+        return [*fill({}), gr.skip(), play(next(iter(recorded()), None), linked=True), gr.skip()]
     allowed = {"model": MODELS, "reference": REFERENCES, "preview_every": tuple("0123456789")}
     config, own, notes = link.read(query, PRESETS["recommended"], allowed, LIMITS)
     same = [slug for slug, b in recorded().items() if b["prompt"] == own.get("prompt") and b["seed"] == config.seed]
@@ -478,9 +488,8 @@ def page() -> gr.Blocks:
         space = os.environ.get("SPACE_ID", "")
         swept = {slug: found for slug, b in recorded().items() if (found := tables.table(b, address(slug)))}
         tabs = lab.Lab(swept)
-        at = studio.place(
-            MODELS, shelf, story.taught(lesson.LESSONS, recorded()), EXAMPLES["prompts"], space, backfill, tabs.place
-        )
+        taught = story.taught(lesson.LESSONS, recorded())
+        at = studio.place(MODELS, first_prompt(), shelf, taught, EXAMPLES["prompts"], space, backfill, tabs.place)
         tabs.wire(at, services())
         c, inputs = at.controls, at.inputs
 

@@ -81,8 +81,8 @@ def test_guidance_against_two_direct_calls(model: SinopiaModel) -> None:
             return model.transformer(
                 hidden_states=z[None], encoder_hidden_states=tensors["prompt_embeds"][None],
                 pooled_projections=tensors["pooled"][None], timestep=torch.tensor([timestep]),
-                img_ids=torch.stack([0 * rows, rows, cols], dim=1).float(), txt_ids=torch.zeros(len(tensors["prompt_embeds"]), 3),
-                return_dict=False,
+                img_ids=torch.stack([0 * rows, rows, cols], dim=1).float(),
+                txt_ids=torch.zeros(len(tensors["prompt_embeds"]), 3), return_dict=False,
             )[0][0]  # fmt: skip
 
     cond = model.encode("owl")

@@ -201,3 +201,20 @@ def test_an_address_opens_its_run_where_nobody_was_faster(visit):
     page = visit(run=LAST["slug"])
     page.until(f"d.run === 'recorded:{LAST['slug']}'")
     expect(page.control("prompt")).to_have_value(re.compile(re.escape(LAST["prompt"])))
+
+
+def test_a_prompt_typed_before_the_page_is_ready_stays(chromium, server):
+    """What the server says on loading comes late: here only after something was typed."""
+    page, held = chromium.new_page(), []
+    typed = False
+    page.route("**/queue/join*", lambda route: route.continue_() if typed else held.append(route))
+    page.goto(server)
+    prompt = page.locator("#prompt textarea, #prompt input").first
+    prompt.fill("a penguin on red", timeout=PATIENCE)
+    typed = True
+    for route in held:
+        route.continue_()
+    expect(page.locator("#hardware")).to_contain_text("Runs on", timeout=PATIENCE)
+    page.wait_for_timeout(500)
+    expect(prompt).to_have_value("a penguin on red")
+    page.close()

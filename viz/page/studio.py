@@ -64,13 +64,14 @@ def told(name: str) -> dict[str, Any]:
 
 
 def place(
-    models: Sequence[str], shelf: str, taught: str, prompts: Sequence[str], space: str,
+    models: Sequence[str], prompt: str, shelf: str, taught: str, prompts: Sequence[str], space: str,
     backfill: Callable[[list[Any]], list[str]], lab: Callable[[], None],
 ) -> Studio:  # fmt: skip
     """Place the main page and connect what the browser does alone.
 
     Args:
-        models: names to choose from. shelf, taught: messages of the gallery and the lesson. prompts: examples to run live.
+        models: names to choose from. prompt: what stands in its field at first. prompts: examples to run live.
+        shelf, taught: messages of the gallery and the lesson.
         space: name of the Hugging Face Space, or "".
         backfill: returns the viewer's missing steps.
         lab: places the tabs beside "Watch".
@@ -79,7 +80,7 @@ def place(
     c: dict[str, Any] = {}
     with gr.Row(elem_id="ask"):
         c["prompt"] = gr.Textbox(
-            **told("prompt"), lines=1, scale=6, min_width=320, max_length=20_000, elem_id="prompt"
+            prompt, **told("prompt"), lines=1, scale=6, min_width=320, max_length=20_000, elem_id="prompt"
         )  # fmt: skip
         start = gr.Button("Run", variant="primary", scale=1, min_width=90, elem_id="run")
         stop = gr.Button("Stop", scale=1, min_width=90, elem_id="stop")
