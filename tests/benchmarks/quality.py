@@ -81,45 +81,62 @@ def sensitivity(model: Model, side: int | None = None) -> tuple[Cell, ...]:
     return _cells({"recommended": base} | taus | ratios | splits)
 
 
+# Columns: title, digits, and whether the mean is given with half of its 95 % interval.
+COLUMNS = {
+    "full_steps": ("full steps", 1, False), "speedup": ("FLOPs x", 2, False), "seconds_speedup": ("seconds x", 2, False),
+    "judge": ("judge", 1, True), "d judge": ("d judge", 1, True), "judge-object": ("object", 2, False),
+    "frechet": ("Frechet", 1, False), "psnr": ("PSNR dB", 1, False), "d psnr": ("d PSNR", 1, True),
+    "ssim": ("SSIM", 2, False), "d ssim": ("d SSIM", 2, True),
+}  # fmt: skip
+COSTS = ("full_steps", "speedup", "judge", "d judge", "judge-object", "frechet", "psnr", "ssim")
+KNOBS = ("full_steps", "speedup", "judge", "d judge", "frechet", "psnr", "d psnr")
+
+
 @dataclass(frozen=True)
 class Table:
-    """One measurement: its cells, its prompts, whether each run also meets full resolution at its own cost."""
+    """One measurement.
+
+    Attributes:
+        cells: what is run, on a model.
+        columns: of `COLUMNS`, as the README shows them.
+        prompts: name of the file in the benchmark's folder.
+        same_flops: whether each run also meets full resolution at its own cost.
+    """
 
     cells: Callable[[Model], tuple[Cell, ...]]
+    columns: tuple[str, ...]
     prompts: str = "development"
     same_flops: bool = False
 
 
 TABLES = {
-    "price": Table(price, "prompts", same_flops=True),
-    "price-dev": Table(price, same_flops=True),
-    "ablation": Table(switches),
-    "peers": Table(peers),
-    "published": Table(rows),
-    "sensitivity": Table(sensitivity),
-    "sensitivity-64": Table(partial(sensitivity, side=64)),
-}
+    "price": Table(price, COSTS, "prompts", same_flops=True),
+    "price-dev": Table(price, COSTS, same_flops=True),
+    "ablation": Table(switches, ("full_steps", "judge", "d judge", "frechet", "psnr", "d psnr", "d ssim")),
+    "peers": Table(peers, ("full_steps", "seconds_speedup", "judge", "d judge", "judge-object", "frechet", "psnr", "ssim")),
+    "published": Table(rows, COSTS),
+    "sensitivity": Table(sensitivity, KNOBS),
+    "sensitivity-64": Table(partial(sensitivity, side=64), KNOBS),
+}  # fmt: skip
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """Return a summary as the README's table: means, and half of each 95 % interval; d is a paired difference."""
-    columns = {
-        "full_steps": "full steps", "speedup": "FLOPs x", "seconds_speedup": "seconds x", "judge": "judge", "d": "d judge",
-        "judge-asked": "asked", "judge-object": "object", "frechet": "Frechet", "psnr": "PSNR dB", "ssim": "SSIM",
-    }  # fmt: skip
-    digits = {"full_steps": 1, "judge": 1, "d": 1, "frechet": 1, "psnr": 1}
-    lines = [f"| run | {' | '.join(columns.values())} |", "| --- |" + " --- |" * len(columns)]
+def markdown(found: dict[str, Any], columns: Sequence[str]) -> str:
+    """Return a summary as the README's table; d is a paired difference, in bold where its interval leaves out 0."""
+    lines = [f"| run | {' | '.join(COLUMNS[name][0] for name in columns)} |", "| --- |" + " --- |" * len(columns)]
     for row in found["rows"]:
-        row = {**row, "d": (row.get("difference") or {}).get("judge")}
-        lines.append(f"| {row['run']} | {' | '.join(_said(row.get(name), digits.get(name, 2)) for name in columns)} |")
+        lines.append(f"| {row['run']} | {' | '.join(_said(row, name) for name in columns)} |")
     return "\n".join([f"{found['units_complete']} of {found['units']} prompts; paired with {found['against']}", "", *lines])
 
 
-def _said(value: Sequence[Any] | None, digits: int) -> str:
+def _said(row: dict[str, Any], name: str) -> str:
+    _, digits, whole = COLUMNS[name]
+    value = (row.get("difference") or {}).get(name[2:]) if name.startswith("d ") else row.get(name)
     if value is None or isinstance(value[0], str):
         return "" if value is None else value[0]
     mean, low, high = value
-    return f"{mean:.{digits}f}" + ("" if low is None or high - low < 1e-9 else f" ± {(high - low) / 2:.{digits}f}")
+    half = "" if low is None or not whole else f" ± {(high - low) / 2:.{digits}f}"
+    apart = name.startswith("d ") and low is not None and low * high > 0
+    return f"**{mean:.{digits}f}{half}**" if apart else f"{mean:.{digits}f}{half}"
 
 
 def main() -> None:
@@ -139,7 +156,7 @@ def main() -> None:
     if not args.report:
         evaluate.generate(model, task, args.out, index=index, count=count, judges=judges)
     found = evaluate.summary(model, task, args.out, judges=judges)
-    print(json.dumps(found, indent=1) if args.json else markdown(found))
+    print(json.dumps(found, indent=1) if args.json else markdown(found, table.columns))
 
 
 if __name__ == "__main__":
