@@ -248,7 +248,7 @@ def held(page, run):
 
 
 def test_stop_lands_within_a_step_and_the_next_run_starts(visit):
-    page = visit(nfe=50, reference="none")
+    page = visit(nfe=50, reference="none", size="1-256-256")  # steps longer than a request takes on any machine
     run = page.run()
     page.until("+d.frames >= 3")
     page.page.click("button#stop")
