@@ -243,6 +243,10 @@ def test_the_plain_preset_goes_on_from_the_bundled_model(library: Library, tmp_p
     assert (info["concepts"], info["colors"], info["backdrops"]) == (list(run.library.names), list(PLAIN), ["plain"])
     card = (tmp_path / "export" / "README.md").read_text()
     assert "trained further on pictures of one thing on a plain backdrop" in card
+    number = int(str(run.after).removeprefix("v"))
+    assert info["version"] == f"v{number + 1}"
+    assert f"# Sinopia v{number + 1}\n" in card
+    assert f"The weights of Sinopia v{number}, trained" in card
     assert Run(preset, small, tmp_path, device=CPU).after == run.after  # the checkpoint keeps where it came from
 
 

@@ -68,12 +68,17 @@ def licences(sets: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def version(run: Run) -> str:
+    """Return the version of what a run makes: v1 from noise, else the one after that which it started from."""
+    return "v1" if run.after is None else f"v{int(run.after.removeprefix('v')) + 1}"
+
+
 def info(run: Run) -> dict[str, Any]:
     """Return `sinopia.json`: all that the backend reads, and what the model was trained on."""
     preset, library = run.preset, run.library
     present = [style for k, style in enumerate(library.styles) if (library.icon[:, k] >= 0).any()]
     return {
-        "version": "v1", "concepts": list(library.names), "styles": present,
+        "version": version(run), "concepts": list(library.names), "styles": present,
         "colors": list(PLAIN if preset.plain else PALETTE), "caption": CAPTION,
         "max_tokens": preset.max_tokens, "prediction": "x0", "patch": PATCH, "res": list(preset.res),
         "guidance": preset.guidance, "shift": {str(r): a for r, a in zip(preset.res, preset.shifts, strict=True)},
@@ -104,7 +109,7 @@ def card(run: Run, model: Any, found: dict[str, Any]) -> str:
         scenes += f", on backdrops: {', '.join(BACKDROPS)}"
     start = "Trained from scratch" if run.after is None else f"The weights of Sinopia {run.after}, trained further"
     spent = f"{found['step']} of {found['of']} steps, {found['pictures']} pictures, {found['minutes']:.1f} minutes"
-    return f"""# Sinopia v1
+    return f"""# Sinopia {version(run)}
 
 A small text-to-image model that comes with Fresco, so that the method can be seen at work on any machine. A *sinopia* is the
 red underdrawing of a fresco.
