@@ -315,6 +315,40 @@ def test_loss_is_that_of_the_velocity() -> None:
     assert torch.equal(patchify(picture)[1, 4], picture[1, :, 8:16, 8:16].reshape(-1))  # row-major, (c, dy, dx)
 
 
+@pytest.mark.parametrize("high", [0.0, 0.6, 1.0])
+def test_noise_levels_follow_their_law(high: float) -> None:
+    """A mixture of two shifts, each nine tenths logit-normal and one tenth uniform: by the distribution function."""
+    alpha, n = 1.5, 40_000
+    found = training.draw_sigmas(n, alpha, torch.Generator().manual_seed(3), high).double().sort().values
+
+    def below(sigma: torch.Tensor, shift: float) -> torch.Tensor:
+        t = sigma / (sigma + shift * (1 - sigma))  # undo the shift
+        return 0.9 * torch.special.ndtr(torch.logit(t)) + 0.1 * t
+
+    want = (1 - high) * below(found, alpha) + high * below(found, 5 * alpha)
+    inside = (found > 0.002) & (found < 0.998)  # the ends are clamped
+    got = torch.arange(1, n + 1, dtype=torch.float64) / n
+    assert (want - got)[inside].abs().max() < 1.7 / n**0.5  # Kolmogorov-Smirnov, one false alarm in 160
+    if high == 0.6:
+        assert (found > 0.9).double().mean() > 0.25  # of the unshifted ones one in twenty
+
+
+def test_the_pooled_text_learns_faster(library: Library, tmp_path: Path) -> None:
+    """Its input is a unit vector: its layer's steps are longer, and every weight is in one group."""
+    run = tiny(library, tmp_path, 20)
+    held = [id(p) for group in run.optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(map(id, run.model.parameters()))
+    embedder = run.model.time_text_embed
+    for step in range(2):  # the modulations start at zero, so at first nothing reaches it
+        run.train_step(run.feed[step])
+    pooled, beside = embedder.text_embedder.linear_1.weight, embedder.timestep_embedder.linear_1.weight
+    before = pooled.detach().clone(), beside.detach().clone()
+    run.train_step(run.feed[2])
+    moved = [(p - b).abs().median().item() for p, b in zip((pooled, beside), before, strict=True)]
+    assert 4 < moved[0] / moved[1] < 16
+    assert moved[1] < 1.1 * run.rate(2)
+
+
 def tiny(library: Library, out: Path, steps: int) -> Run:
     return Run(replace(PRESETS["tiny"], steps=steps), library, out, device=CPU, seed=4)
 
