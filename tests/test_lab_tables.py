@@ -97,7 +97,7 @@ def test_our_column_is_filled_by_settings(tmp_path, capsys):
     name, ours = tables.measured(tmp_path)
     assert name == found["ours"] == "oracle"
     tables.keep(tmp_path, tmp_path / "kept.json")
-    assert tables.kept(tmp_path / "kept.json") == ("oracle, 2 prompts", ours)
+    assert tables.kept(tmp_path / "kept.json") == ("oracle", 2, ours)
     assert json.loads((tmp_path / "kept.json").read_text())["weights"] == [model.provenance]
     assert ours["", FrescoConfig.recommended(18)]["psnr"] == pytest.approx(mean(configs["other"], "psnr"))
 

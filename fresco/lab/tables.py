@@ -115,11 +115,11 @@ def keep(folder: Path, path: Path = BUNDLED) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def kept(path: Path = BUNDLED) -> tuple[str, dict[Run, dict[str, float]]]:
-    """Return what `keep` wrote, as `measured` returns it; the model's name says of how many prompts it is the mean."""
+def kept(path: Path = BUNDLED) -> tuple[str, int, dict[Run, dict[str, float]]]:
+    """Return what `keep` wrote: the model, of how many prompts it is the mean, and the means as `measured` returns them."""
     found = json.loads(path.read_text(encoding="utf-8"))
     runs = {(row.pop("cache"), FrescoConfig.from_json(row.pop("config"))): row for row in found["runs"]}
-    return f"{found['model']}, {found['prompts']} prompts", runs
+    return found["model"], found["prompts"], runs
 
 
 def report(folder: Path | None = None) -> dict[str, Any]:
@@ -128,8 +128,12 @@ def report(folder: Path | None = None) -> dict[str, Any]:
     Args:
         folder: an `evaluate` folder for the third column; None is what is kept of the bundled model.
     """
-    said, ours = kept() if folder is None else measured(folder)
-    model = said.partition(",")[0]
+    if folder is None:
+        model, prompts, ours = kept()
+        said = f"{model}, {prompts} prompts"
+    else:
+        model, ours = measured(folder)
+        said = model
     tables = []
     for number, title in published.TITLES.items():
         rows = []
