@@ -82,6 +82,8 @@ class Case:
         uncached: what the stock pipeline raises with a feature cache that it cannot have, and what the enabled one does, by
             the cache's name.
         graphs: most graphs that compiled blocks may take in mixed runs, for every number of tokens.
+        steps: step counts at which the denoiser is held to the pipeline; without 1 where the stock scheduler, whose last sigma
+            is stretched, divides by zero in a single step.
     """
 
     pipe: Any
@@ -97,6 +99,7 @@ class Case:
     several: str = "num_images_per_prompt"
     uncached: dict[str, tuple[str, str]] = field(default_factory=dict)
     graphs: int = 2
+    steps: tuple[int, ...] = (1, 2, 5)
 
     def ways(self) -> list[bool]:
         """Return whether to guide: both, where the pipeline can."""
@@ -232,10 +235,10 @@ def check_full_is_stock(case: Case, steps: int = 3) -> None:
 # (b) the denoiser in full
 
 
-def check_denoiser_is_the_pipeline(case: Case, steps: tuple[int, ...] = (1, 2, 5)) -> None:
+def check_denoiser_is_the_pipeline(case: Case) -> None:
     """`sample()` in full ends at the pipeline's latents."""
     for guided in case.ways():
-        for n in steps:
+        for n in case.steps:
             _, latents = case.run(n, guided)
             *_, last = case.sample(FrescoConfig.full(n), guided)
             want = case.family.tokens(latents)[0].float()
@@ -670,6 +673,9 @@ class Contract:
     def test_full_is_stock(self, case: Case) -> None:
         check_full_is_stock(case)
 
+    def test_denoiser_is_the_pipeline(self, case: Case) -> None:
+        check_denoiser_is_the_pipeline(case)
+
     def test_mixed_path_is_stock_on_uniform_grids(self, case: Case) -> None:
         check_mixed_path_is_stock_on_uniform_grids(case)
 
@@ -688,6 +694,9 @@ class Additions:
 
     def test_lora(self, case: Case, tmp_path: Path) -> None:
         check_lora(case, tmp_path)
+
+    def test_compiled(self, case: Case) -> None:
+        check_compiled(case)
 
     @pytest.mark.parametrize("kind", CACHES)
     def test_cache(self, case: Case, kind: str) -> None:

@@ -77,12 +77,7 @@ class TestContract(families.Contract):
 
 @pytest.mark.parametrize("case", ["dev", "klein-base"], indirect=True)
 class TestAdditions(families.Additions):
-    """A LoRA, feature caches."""
-
-
-@pytest.mark.parametrize("case", ["dev"], indirect=True)
-def test_compiled(case: Case) -> None:
-    families.check_compiled(case)
+    """A LoRA, compiled blocks, feature caches."""
 
 
 @pytest.mark.parametrize("case", ["dev"], indirect=True)
@@ -106,10 +101,6 @@ def test_a_cache_context_around_the_call_stays_open(case: Case) -> None:
         for handle in handles:
             handle.remove()
         case.pipe.transformer.disable_cache()
-
-
-def test_denoiser_is_the_pipeline(case: Case) -> None:
-    families.check_denoiser_is_the_pipeline(case)
 
 
 def test_half(case: Case) -> None:

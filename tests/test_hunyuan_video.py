@@ -70,15 +70,7 @@ class TestContract(families.Contract):
 
 
 class TestAdditions(families.Additions):
-    """A LoRA, feature caches."""
-
-
-def test_compiled(case: Case) -> None:
-    families.check_compiled(case)
-
-
-def test_denoiser_is_the_pipeline(case: Case) -> None:
-    families.check_denoiser_is_the_pipeline(case)
+    """A LoRA, compiled blocks, feature caches."""
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -74,7 +74,7 @@ def case(pipes: dict[str, FluxPipeline]) -> families.Case:
 
 
 class TestAdditions(families.Additions):
-    """A LoRA, feature caches; compiled blocks are in tests/test_compile.py."""
+    """A LoRA, compiled blocks (more of them in tests/test_compile.py), feature caches."""
 
 
 @pytest.fixture

@@ -94,15 +94,6 @@ class TestAdditions(families.Additions):
         families.check_cache(case, kind, told=True)
 
 
-@pytest.mark.parametrize("case", ["2.1"], indirect=True)
-def test_compiled(case: Case) -> None:
-    families.check_compiled(case)
-
-
-def test_denoiser_is_the_pipeline(case: Case) -> None:
-    families.check_denoiser_is_the_pipeline(case)
-
-
 def test_flops(cases: dict[str, Case]) -> None:
     families.check_flops(cases["2.1"], TEXT, ((1, 5, 7), (3, 9, 13)))
 

@@ -68,15 +68,7 @@ class TestContract(families.Contract):
 
 
 class TestAdditions(families.Additions):
-    """A LoRA, feature caches."""
-
-
-def test_compiled(case: Case) -> None:
-    families.check_compiled(case)
-
-
-def test_denoiser_is_the_pipeline(case: Case) -> None:
-    families.check_denoiser_is_the_pipeline(case)
+    """A LoRA, compiled blocks, feature caches."""
 
 
 def test_half(case: Case) -> None:
