@@ -333,6 +333,19 @@ def test_noise_levels_follow_their_law(high: float) -> None:
         assert (found > 0.9).double().mean() > 0.25  # of the unshifted ones one in twenty
 
 
+def test_the_share_of_high_noise_is_the_presets(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a share of 1 the model is asked at the levels of a shift five times as large, of the batch's own resolution."""
+    run = tiny(library, tmp_path, 1)
+    run.preset = replace(run.preset, high=1.0)
+    asked: list[torch.Tensor] = []
+    real = training.predict
+    monkeypatch.setattr(training, "predict", lambda *given: asked.append(given[2]) or real(*given))
+    for fine, shift in ((False, 1.0), (True, 1.5)):
+        run.loss(run.model, run.feed.batch(0, fine), torch.Generator().manual_seed(7))
+        n = run.preset.batch[fine]
+        torch.testing.assert_close(asked[-1], training.draw_sigmas(n, 5 * shift, torch.Generator().manual_seed(7)))
+
+
 def test_the_pooled_text_learns_faster(library: Library, tmp_path: Path) -> None:
     """Its input is a unit vector: its layer's steps are longer, and every weight is in one group."""
     run = tiny(library, tmp_path, 20)
