@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,16 @@ def sensitivity(model: Model, side: int | None = None) -> tuple[Cell, ...]:
     return _cells({"recommended": base} | taus | ratios | splits)
 
 
+def guidance(model: Model) -> tuple[Cell, ...]:
+    """Fresco and full resolution at about its cost, by guidance; each scale has a 50-step reference of its own."""
+    found = {"recommended": OURS, "full, 12 steps": FrescoConfig.full(12)}
+    return _cells(
+        found
+        | {f"{name}, guidance {scale:g}": config.replace(guidance=scale)
+           for scale in (1.0, 1.5, 3.0) for name, config in found.items()}
+    )  # fmt: skip
+
+
 # Columns: title, digits, and whether the mean is given with half of its 95 % interval.
 COLUMNS = {
     "full_steps": ("full steps", 1, False), "speedup": ("FLOPs x", 2, False), "seconds_speedup": ("seconds x", 2, False),
@@ -115,6 +125,7 @@ TABLES = {
     "ablation": Table(switches, ("full_steps", "judge", "d judge", "frechet", "psnr", "d psnr", "d ssim")),
     "peers": Table(peers, ("full_steps", "seconds_speedup", "judge", "d judge", "judge-object", "frechet", "psnr", "ssim")),
     "published": Table(rows, COSTS),
+    "guidance": Table(guidance, COSTS),
     "sensitivity": Table(sensitivity, KNOBS),
     "sensitivity-64": Table(partial(sensitivity, side=64), KNOBS),
 }  # fmt: skip
@@ -139,6 +150,17 @@ def _said(row: dict[str, Any], name: str) -> str:
     return f"**{mean:.{digits}f}{half}**" if apart else f"{mean:.{digits}f}{half}"
 
 
+def by_category(model: Model, task: evaluate.Task, folder: Path, category: Mapping[str, str], runs: Sequence[str]) -> str:
+    """Return the judge's score and the share of subjects it recognises, category by category, as a table."""
+    lines = ["| category | prompts | " + " | ".join(runs) + " |", "| --- | --- |" + " --- |" * len(runs)]
+    for name in dict.fromkeys(category.values()):
+        prompts = tuple(prompt for prompt in task.prompts if category[prompt] == name)
+        rows = {row["run"]: row for row in evaluate.summary(model, replace(task, prompts=prompts), folder)["rows"]}
+        said = [f"{rows[run]['judge'][0]:.1f}, {rows[run]['judge-object'][0]:.2f}" if run in rows else "" for run in runs]
+        lines.append(f"| {name} | {len(prompts)} | {' | '.join(said)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
@@ -147,14 +169,20 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="the first so many prompts")
     parser.add_argument("--report", action="store_true", help="run nothing, print what is finished")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--categories", nargs="+", metavar="RUN", help="judge and object of these rows, by kind of prompt")
     args = parser.parse_args()
     table, (index, count) = TABLES[args.table], map(int, args.share.split("/"))
     model = load_model("sinopia", device="cpu")
-    prompts = evaluate.read_prompts(FOLDER / f"{table.prompts}.jsonl")[: args.only]
+    file = FOLDER / f"{table.prompts}.jsonl"
+    prompts = evaluate.read_prompts(file)[: args.only]
     task = evaluate.Task(prompts, (0,), table.cells(model), table.same_flops)
     judges = [load_judge(name) for name in JUDGES]
     if not args.report:
         evaluate.generate(model, task, args.out, index=index, count=count, judges=judges)
+    if args.categories:
+        asked = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        print(by_category(model, task, args.out, {row["prompt"]: row["category"] for row in asked}, args.categories))
+        return
     found = evaluate.summary(model, task, args.out, judges=judges)
     print(json.dumps(found, indent=1) if args.json else markdown(found, table.columns))
 
