@@ -238,10 +238,12 @@ def test_the_plain_preset_goes_on_from_the_bundled_model(library: Library, tmp_p
     assert run.library.names == tuple(sorted(names[:11], key=names.index))
     start = load_model("sinopia", device="cpu").transformer
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), run.model.parameters(), strict=True))
-    run.go(samples=0)
+    told = run.go(samples=0)
     info = json.loads((tmp_path / "export" / "sinopia.json").read_text())
     assert (info["concepts"], info["colors"], info["backdrops"]) == (list(run.library.names), list(PLAIN), ["plain"])
     card = (tmp_path / "export" / "README.md").read_text()
+    row = [f"{told[f'held_out_error_{side}_at_0.95']:.4f}" for side in preset.res]
+    assert f"| 0.95 | {' | '.join(row)} |" in card
     assert "trained further on pictures of one thing on a plain backdrop" in card
     number = int(str(run.after).removeprefix("v"))
     assert info["version"] == f"v{number + 1}"
@@ -344,6 +346,24 @@ def test_the_share_of_high_noise_is_the_presets(library: Library, tmp_path: Path
         run.loss(run.model, run.feed.batch(0, fine), torch.Generator().manual_seed(7))
         n = run.preset.batch[fine]
         torch.testing.assert_close(asked[-1], training.draw_sigmas(n, 5 * shift, torch.Generator().manual_seed(7)))
+
+
+def test_held_out_errors_are_those_of_fixed_levels(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an answer that is the state itself the error is sigma^2 (1 + E x0^2); no preset's law of levels moves it."""
+    run = tiny(library, tmp_path, 1)
+    monkeypatch.setattr(training, "predict", lambda model, z, *rest: z)
+    found = run.validate(run.model, batches=8)
+    eval_feed = training.Feed(run.preset, library, run.text.tokenizer, 0, "eval")
+    assert set(found) == {(side, sigma) for side in run.preset.res for sigma in training.LEVELS}
+    for fine, side in enumerate(run.preset.res):
+        shown = [
+            run.composer(eval_feed.batch(k, bool(fine), size=min(32, run.preset.batch[fine])).scenes, side) for k in range(8)
+        ]
+        power = float(torch.stack([x.square().mean() for x in shown]).mean())
+        for sigma in training.LEVELS:
+            assert found[side, sigma] == pytest.approx(sigma**2 * (1 + power), rel=0.1)
+    run.preset = replace(run.preset, high=1.0, shifts=(4.0, 4.0))
+    assert run.validate(run.model, batches=8) == found
 
 
 def test_the_pooled_text_learns_faster(library: Library, tmp_path: Path) -> None:

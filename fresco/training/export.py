@@ -12,7 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from fresco.training.recipes import BACKDROPS, CAPTION, HELD_OUT, PALETTE, PLAIN
-from fresco.training.train import AXES, DROP, HEAD, PATCH, draw_pictures
+from fresco.training.train import AXES, DROP, HEAD, LEVELS, PATCH, draw_pictures
 
 if TYPE_CHECKING:
     from fresco.training.train import Run
@@ -98,7 +98,10 @@ def card(run: Run, model: Any, found: dict[str, Any]) -> str:
     low, high = preset.res
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     device = torch.cuda.get_device_name(run.device) if run.cuda else "a CPU"
-    losses = ", ".join(f"{found[f'held_out_loss_{side}']:.4f} at {side} px" for side in preset.res)
+    errors = "\n".join(
+        f"  | {sigma:g} | " + " | ".join(f"{found[f'held_out_error_{side}_at_{sigma:g}']:.4f}" for side in preset.res) + " |"
+        for sigma in LEVELS
+    )
     shares = ", ".join(f"{share:.0%} of {kind}" for kind, share in names["held_out"].items())
     blocks = f"{preset.double} double + {preset.single} single blocks, width {preset.heads * HEAD}, {preset.heads} heads"
     taught = f"{len(names['concepts'])} concepts in {len(names['styles'])} drawing styles"
@@ -123,7 +126,12 @@ red underdrawing of a fresco.
 - {start} on {scenes}.
 - {spent} on {device}.
 - Held out of training by hash, as combinations: {shares}.
-  Loss on such scenes: {losses}.
+  Mean squared error of the clean estimate on such scenes, by noise level:
+
+  | sigma | {low} px | {high} px |
+  | --- | --- | --- |
+{errors}
+
 - `sinopia.json` holds the concepts and all settings, `scheduler/` the shift, `SHA256SUMS` the checksums that are verified on
   loading (`sha256sum -c SHA256SUMS`).
 

@@ -39,6 +39,7 @@ AXES = (16, 24, 24)
 SIGMA_FLOOR = 0.05  # below, the velocity loss would weigh an x0 error beyond all bounds
 SIGMA_RANGE = (0.001, 0.999)
 UNIFORM = 0.1  # share of noise levels that are uniform, so that both ends are seen
+LEVELS = (0.999, 0.95, 0.9, 0.6, 0.1)  # noise levels at which a finished run's error is told
 HIGH = 5.0  # how much further the high noise levels are shifted
 POOLED_RATE = 8.0  # learning rate of the layer that takes the pooled text, a unit vector: its entries are near 0.05, not 1
 DROP = 0.1  # share of captions that are empty, for classifier-free guidance
@@ -411,16 +412,23 @@ class Run:
         return model
 
     @torch.no_grad()
-    def validate(self, model: Any, batches: int = 4) -> dict[str, float]:
-        """Return the loss per resolution on held-out scenes, always the same ones and the same noise."""
+    def validate(self, model: Any, batches: int = 4) -> dict[tuple[int, float], float]:
+        """Return the mean squared error of the clean estimate, {(side, sigma): error}, at `LEVELS`.
+
+        Held-out scenes, always the same ones and the same noise; pixels in [-1, 1]. Nothing of the preset weighs or draws the
+        levels, so that runs of different presets compare.
+        """
         feed = Feed(self.preset, self.library, self.text.tokenizer, 0, "eval")
-        found = {}
+        found = dict.fromkeys(((side, sigma) for side in self.preset.res for sigma in LEVELS), 0.0)
         for fine, side in enumerate(self.preset.res):
-            total = 0.0
             for k in range(batches):
-                generator = torch.Generator(self.device).manual_seed(k)
-                total += float(self.loss(model, feed.batch(k, bool(fine), size=min(32, self.preset.batch[fine])), generator))
-            found[str(side)] = total / batches
+                batch = feed.batch(k, bool(fine), size=min(32, self.preset.batch[fine]))
+                x0, text = patchify(self.composer(batch.scenes, side)), self.text(batch.ids, batch.mask)
+                eps = torch.randn(x0.shape, generator=torch.Generator(self.device).manual_seed(k), device=self.device)
+                for sigma in LEVELS:
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                        clean = predict(model, torch.lerp(x0, eps, sigma), x0.new_full((len(x0),), sigma), *text)
+                    found[side, sigma] += float((clean.float() - x0).square().mean()) / batches
         return found
 
     def go(self, *, minutes: float | None = None, checkpoint_minutes: float = 5.0, samples: int = 16) -> dict[str, Any]:
@@ -477,11 +485,12 @@ class Run:
             self.save()
         spent = time.monotonic() - begun
         model = self.averaged()
-        losses = self.validate(model)
+        errors = self.validate(model)
         found = {
             "step": self.step, "of": self.preset.steps, "pictures": self.pictures, "minutes": self.seconds / 60,
             "steps_per_s": (self.step - first) / spent, "pictures_per_s": (self.pictures - seen) / spent,
-            **{f"held_out_loss_{side}": loss for side, loss in losses.items()}, "export": str(self.out / "export"),
+            **{f"held_out_error_{side}_at_{sigma:g}": error for (side, sigma), error in errors.items()},
+            "export": str(self.out / "export"),
         }  # fmt: skip
         export(self, model, self.out / "export", found)
         if samples:
