@@ -3,6 +3,7 @@
 Public judges (CLIP, ImageReward) have never seen this world's drawings at 64 pixels, and need a hub. This one is a small
 contrastive image-text model in the manner of CLIP, with three classifiers, trained by `fresco.training.judge` on renders of
 the same drawings, never on generated pictures. Its architecture and split were fixed before any run of Fresco was scored.
+Two things at once it tells by looking at either half, several by looking closer; a second, tiny net counts.
 """
 
 from __future__ import annotations
@@ -69,6 +70,32 @@ class JudgeNet(nn.Module):
     def captions(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return unit vectors (B, joint) of sentence vectors (B, 384)."""
         return functional.normalize(self.read(vectors), dim=-1)
+
+
+class CountNet(nn.Module):
+    """Pictures (B, 3, 64, 64) in [-1, 1] of one to four of the same thing into logits (B, 4) of how many they are."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, stride=2, padding=1)]
+        for k in (1, 2):
+            layers += [nn.Conv2d(width * k, width * 2 * k, 3, stride=2, padding=1), _Block(width * 2 * k)]
+        self.net = nn.Sequential(
+            *layers, nn.GroupNorm(8, width * 4), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width * 4, 4)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+def views(pictures: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """Return squares (B, s, s, 3) of square pictures (B, S, S, 3): either half, quarters, thirds of the middle row."""
+    side = pictures.shape[2]
+    half, third = side // 2, side // 3
+    corners = {"left": (half // 2, 0, half), "right": (half // 2, side - half, half)}
+    corners |= {f"quarter {k}": (k // 2 * half, k % 2 * half, half) for k in range(4)}
+    corners |= {f"third {k}": ((side - third) // 2, k * third, third) for k in range(3)}
+    return {name: pictures[:, y : y + s, x : x + s] for name, (y, x, s) in corners.items()}
 
 
 def prepared(pictures: NDArray[np.uint8]) -> torch.Tensor:
@@ -146,6 +173,33 @@ class OwnJudge:
         seen = torch.from_numpy(self.features(pictures))
         return {k: [self.names[k][i] for i in head(seen).argmax(1).tolist()] for k, head in self.net.heads.items()}
 
+    def sides(self, pictures: NDArray[np.uint8]) -> dict[str, list[str]]:
+        """Return {"left" | "right": (B,) names}: the subject that either half of pictures (B, H, W, 3) shows by itself."""
+        found = views(pictures)
+        return {side: self.classify(found[side])["concept"] for side in ("left", "right")}
+
+    def sightings(self, pictures: NDArray[np.uint8]) -> list[set[str]]:
+        """Return (B,) the subjects that pictures (B, H, W, 3) show at large or in any of their `views`.
+
+        For several things, which are too small for one look. How often that finds what is there, and what is not, stands in
+        `judge.json`.
+        """
+        seen = [self.classify(each)["concept"] for each in (pictures, *views(pictures).values())]
+        return [set(names) for names in zip(*seen, strict=True)]
+
+    @cached_property
+    def _counter(self) -> CountNet:
+        from safetensors.torch import load_file
+
+        net = CountNet().eval()
+        net.load_state_dict({k: v.float() for k, v in load_file(self.folder / "count.safetensors").items()})
+        return net
+
+    @torch.no_grad()
+    def count(self, pictures: NDArray[np.uint8]) -> list[str]:
+        """Return (B,) "1" to "4": how many of one thing pictures (B, H, W, 3) show."""
+        return [str(1 + i) for i in self._counter(prepared(pictures)).argmax(1).tolist()]
+
     def _told(self, prompt: str) -> str:
         return self.asked[prompt]["told"] if prompt in self.asked else prompt
 
@@ -159,10 +213,13 @@ class OwnJudge:
 
 
 class Grader(OwnJudge):
-    """The judge's classifiers: the share of what a prompt of the benchmark asks for (object, style, colour) that they see."""
+    """The judge's classifiers: the share of what a prompt of the benchmark asks for that they see.
+
+    That is object, style, colour and count, or, of two things, which stands on the left and which on the right.
+    """
 
     name = "judge-asked"
-    kinds: tuple[str, ...] = ("concept", "style", "colour")
+    kinds: tuple[str, ...] = ("concept", "style", "colour", "count", "left", "right")
 
     def __call__(self, prompt: str, picture: Picture) -> float:
         """Return the share, 0 to 1, for a picture (T, H, W, 3) uint8; a video's is the mean over its frames.
@@ -174,9 +231,17 @@ class Grader(OwnJudge):
             raise FrescoError(
                 f"{self.name} does not know what {prompt[:60]!r} asks for; use the prompts of assets/benchmark, or `judge`"
             )
-        row, seen = self.asked[prompt], self.classify(picture)
+        row = self.asked[prompt]
         wanted = [kind for kind in self.kinds if kind in row]
-        return float(np.mean([[name == row[kind] for name in seen[kind]] for kind in wanted]))
+        seen, hits = self.classify(picture), {}
+        if "count" in wanted:
+            seen["count"] = self.count(picture)
+            hits["concept"] = [row["concept"] in names for names in self.sightings(picture)]
+        if "left" in wanted:  # of two things the subject is the left one, not what the whole picture looks like
+            seen |= self.sides(picture)
+            wanted.remove("concept")
+        hits = {kind: [name == row[kind] for name in seen[kind]] for kind in wanted} | hits
+        return float(np.mean(list(hits.values())))
 
 
 class ObjectGrader(Grader):

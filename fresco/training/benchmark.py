@@ -50,10 +50,11 @@ def prompts(library: data.Library, seed: int = 2601) -> tuple[list[dict[str, Any
         while True:
             name, second = rng.sample(known, 2)
             style, colour, form = rng.choice(info["styles"]), rng.choice(info["colors"]), FORMS[category]
+            number = rng.choice((2, 3, 4))
             others = [word for word in library.synonyms[place[name]] if word not in name and name not in word]
             words = {
                 "name": name, "style": style, "colour": colour, "one": phrase(name), "second": phrase(second),
-                "many": phrase(name, rng.choice((2, 3, 4))), "other": rng.choice(others) if others else name,
+                "many": phrase(name, number), "other": rng.choice(others) if others else name,
                 "wrong": misspelt(name, rng) if len(name) > 5 else name,
             }  # fmt: skip
             prompt = form.format(**words)
@@ -65,6 +66,10 @@ def prompts(library: data.Library, seed: int = 2601) -> tuple[list[dict[str, Any
             if "{colour}" in form:
                 told += f"{',' if '{style}' in form else ''} on {colour}"
             shown = {"concept": name} | {k: words[k] for k in ("style", "colour") if f"{{{k}}}" in form}
+            if category == "counting":
+                shown["count"] = str(number)
+            elif category == "positional":
+                shown |= {"left": name, "right": second}
             return {"prompt": prompt, "category": category, "told": told, **shown}
 
     sets = [[row(category) for category, n in counts.items() for _ in range(n)] for counts in (COUNTS, DEVELOPMENT)]

@@ -5,6 +5,9 @@ shifted picture is judged by what it shows. Held out of training: 10 % of the co
 which accuracy is told, and 3 % of the concept x style pairs, whose drawings are never seen, on which it is told apart. (Whole
 concept x backdrop pairs are no use: a judge that never sees a fox on blue learns that blue means no fox.) No generated
 picture is ever used.
+
+`--counts` trains the second net, which tells how many of one thing there are, and measures it and the judge's look at either
+half on scenes of `Recipes`' own layouts: counts of a concept and ordered pairs of concepts that are held out by `recipes`.
 """
 
 from __future__ import annotations
@@ -18,17 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
 from fresco.backends.sinopia import TextEncoder, assets_dir
-from fresco.lab.own_judge import SIDE, JudgeNet, OwnJudge, moments
+from fresco.lab.own_judge import SIDE, CountNet, JudgeNet, OwnJudge, moments
 from fresco.training import data
-from fresco.training.recipes import PALETTE, PARAMETERS, Scene, Thing, held_out
+from fresco.training.recipes import PALETTE, PARAMETERS, Scene, Thing, held_out, is_plural
 from fresco.training.scenes import Composer, pack
 
 MAX_TOKENS = 24  # all captions fit: where the last word is cut off, no judge can tell its colour
+SIDES = ("left", "right")
 IGNORED = -100  # torch's own label of what a cross entropy passes over
 # The model's style -> the drawing sets that it stands for.
 SETS = {"fluent": ("fluent", "flat"), "noto": ("noto",), "twemoji": ("twemoji",)}
@@ -121,6 +126,122 @@ class World:
             batch.colours[i, 0] = rng.random(3, np.float32)
         pictures = self.composer(batch, SIDE)
         return pictures, [scene.caption for scene in scenes], torch.tensor(labels)
+
+
+def several(world: World, rng: np.random.Generator, n: int, split: str = "train") -> tuple[torch.Tensor, list[dict[str, str]]]:
+    """Return pictures (n, 3, 64, 64) of one to four of one thing in equal shares, and what each shows.
+
+    Args:
+        world, rng, n: what is drawn.
+        split: "train", or "eval": counts of a concept that are held out; one thing alone is never held out.
+    """
+    pairs, scenes, shown = list(world.icons), list[Scene](), list[dict[str, str]]()
+    while len(scenes) < n:
+        c, s = pairs[rng.integers(len(pairs))]
+        number, k = len(scenes) % 4 + 1, int(rng.integers(len(world.colours)))
+        kept = held_out("count", str(number), world.concepts[c])
+        if is_plural(world.concepts[c]) or (number > 1 and kept != (split == "eval")):
+            continue
+        icon = world.icons[c, s][rng.integers(len(world.icons[c, s]))]
+        scenes.append(_plain([Thing(c, icon, *place) for place in _places(rng, number)], world.colours[k], rng))
+        shown.append({"concept": world.concepts[c], "colour": world.colours[k], "count": str(number)})
+    return world.composer(pack(scenes), SIDE), shown
+
+
+def two(world: World, rng: np.random.Generator, n: int) -> tuple[torch.Tensor, list[dict[str, str]]]:
+    """Return pictures (n, 3, 64, 64) of two things side by side, in ordered pairs that are held out, and what each shows."""
+    pairs, scenes, shown = list(world.icons), list[Scene](), list[dict[str, str]]()
+    while len(scenes) < n:
+        (a, s), (b, other) = (pairs[rng.integers(len(pairs))] for _ in range(2))
+        names, k = [world.concepts[a], world.concepts[b]], int(rng.integers(len(world.colours)))
+        if s != other or a == b or not held_out("left", *names):
+            continue
+        icons = [world.icons[c, s][rng.integers(len(world.icons[c, s]))] for c in (a, b)]
+        things = [Thing(c, icon, *place) for c, icon, place in zip((a, b), icons, _places(rng, 2), strict=True)]
+        scenes.append(_plain(things, world.colours[k], rng))
+        shown.append(
+            {"concept": names[0], "style": world.styles[s], "colour": world.colours[k]} | dict(zip(SIDES, names, strict=True))
+        )
+    return world.composer(pack(scenes), SIDE), shown
+
+
+def _plain(things: list[Thing], colour: str, rng: np.random.Generator) -> Scene:
+    other = next(name for name in PALETTE if name != colour)
+    return Scene("", things, "plain", "day", (colour, other), rng.random(PARAMETERS, np.float32))
+
+
+def _places(rng: np.random.Generator, number: int) -> list[tuple[float, float, float]]:
+    """Return (x, y, size) of so many things, in canvases: alone, in a row, or three and four in two rows, as `Recipes` does."""
+    if number == 1:
+        size = rng.uniform(0.3, 0.98)
+        x, y = 0.5 + rng.uniform(-1, 1, 2) * (0.06 + 0.3 * (1 - size))
+        return [(float(x), float(y), float(size))]
+    if number > 2 and rng.random() < 0.5:
+        size, at = rng.uniform(0.34, 0.45), [(0.27, 0.28), (0.73, 0.28), (0.27, 0.73), (0.73, 0.73)][:number]
+        if number == 3 and rng.random() < 0.7:
+            at[2] = (0.5, 0.73)
+    else:
+        cell = rng.uniform(0.42, 0.48) if number == 2 else 0.94 / number
+        size = rng.uniform(0.34, 0.47) if number == 2 else rng.uniform(0.82, 1.0) * cell
+        y = rng.uniform(0.42, 0.58)
+        at = [(0.5 + (i - (number - 1) / 2) * cell, y) for i in range(number)]
+    moved = [(x + rng.uniform(-0.02, 0.02), y + rng.uniform(-0.03, 0.03), size * rng.uniform(0.93, 1)) for x, y in at]
+    return [(float(x), float(y), float(s)) for x, y, s in moved]
+
+
+def pixels(pictures: torch.Tensor) -> NDArray[np.uint8]:
+    """Return (B, H, W, 3) uint8 from (B, 3, H, W) in [-1, 1]."""
+    return ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # type: ignore[no-any-return]
+
+
+def train_counts(
+    world: World, out: Path, *, steps: int, batch: int = 64, lr: float = 2e-3, seed: int = 0, kept: int = 512
+) -> dict[str, float]:
+    """Train the net that counts, write `count.safetensors`, note in `judge.json` what `scene_accuracy` finds, and return it.
+
+    Args:
+        world: what is drawn. out: the judge's folder. steps, batch, lr, seed: of this run.
+        kept: how many scenes of either kind it is measured on.
+    """
+    torch.manual_seed(seed)
+    rng, net = np.random.default_rng(seed), CountNet()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        pictures, shown = several(world, rng, batch)
+        loss = functional.cross_entropy(net(soften(pictures, rng)), torch.tensor([int(row["count"]) - 1 for row in shown]))
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step} loss {loss.item():.3f}", flush=True)
+    save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, out / "count.safetensors")
+    found = scene_accuracy(world, OwnJudge(folder=out), seed + 1, kept)
+    about = json.loads((out / "judge.json").read_text(encoding="utf-8"))
+    run = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
+    about |= {"run of the net that counts": run, "accuracy on scenes kept back": found}
+    (out / "judge.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def scene_accuracy(world: World, judge: OwnJudge, seed: int = 1, n: int = 512) -> dict[str, float]:
+    """Return accuracies on n held-out scenes of several and n of two things.
+
+    "count" of one to four; "left" and "right" of two; "several": the subject is among
+    `OwnJudge.sightings`; "several, wrongly": another picture's is.
+    """
+    rng = np.random.default_rng(seed)
+    drawn, shown = several(world, rng, n, "eval")
+    tiles, hits = pixels(drawn), dict[str, list[bool]]()
+    hits["count"] = [a == row["count"] for a, row in zip(judge.count(tiles), shown, strict=True)]
+    seen, names = judge.sightings(tiles), [row["concept"] for row in shown]
+    hits["several"] = [name in seen[i] for i, name in enumerate(names)]
+    hits["several, wrongly"] = [names[i - 1] in seen[i] for i in range(n) if names[i - 1] != names[i]]
+    drawn, shown = two(world, rng, n)
+    for side, told in judge.sides(pixels(drawn)).items():
+        hits[side] = [name == row[side] for name, row in zip(told, shown, strict=True)]
+    return {kind: float(np.mean(values)) for kind, values in hits.items()}
 
 
 def soften(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -231,18 +352,30 @@ def real(world: World, out: Path, n: int = 2048, seed: int = 3) -> None:
     """Write `judge_real.npz`, the moments of the features of n real drawings of held-out combinations: Frechet's other side."""
     judge, rng = OwnJudge(folder=out), np.random.default_rng(seed)
     batches = [world.draw(rng, 64, "combination")[0] for _ in range(n // 64)]
-    features = [judge.features(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()) for x in batches]
+    features = [judge.features(pixels(x)) for x in batches]
     mean, covariance = moments(np.concatenate(features))
     np.savez_compressed(out / "judge_real.npz", mean=mean.astype(np.float32), covariance=covariance.astype(np.float32))
 
 
-def sheet(world: World, out: Path, rows: int = 8, across: int = 10, seed: int = 2) -> None:
+def sheet(world: World, out: Path, seed: int = 2) -> None:
     """Write `held_out.webp`, real drawings of held-out combinations, and `held_out.jsonl`, what they show: for the tests."""
-    pictures, _, labels = world.draw(np.random.default_rng(seed), rows * across, "combination")
-    tiles = ((pictures + 1) * 127.5).round().byte().reshape(rows, across, 3, SIDE, SIDE).permute(0, 3, 1, 4, 2)
-    Image.fromarray(tiles.reshape(rows * SIDE, across * SIDE, 3).numpy()).save(out / "held_out.webp", lossless=True, method=6)
+    pictures, _, labels = world.draw(np.random.default_rng(seed), 80, "combination")
     said = [{"concept": world.concepts[c], "style": world.styles[s], "colour": world.colours[k]} for c, s, k in labels.tolist()]
-    (out / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said), encoding="utf-8")
+    _tiles(out / "held_out", pictures, said)
+
+
+def sheet_of_scenes(world: World, out: Path, seed: int = 2) -> None:
+    """Write `held_out_scenes.webp` and `.jsonl`: forty real scenes of several and forty of two things, all held out."""
+    rng = np.random.default_rng(seed)
+    (first, counts), (second, sides) = several(world, rng, 40, "eval"), two(world, rng, 40)
+    _tiles(out / "held_out_scenes", torch.cat([first, second]), counts + sides)
+
+
+def _tiles(path: Path, pictures: torch.Tensor, said: list[dict[str, str]], across: int = 10) -> None:
+    tiles = torch.from_numpy(pixels(pictures)).reshape(-1, across, SIDE, SIDE, 3).permute(0, 2, 1, 3, 4)
+    whole = tiles.reshape(-1, across * SIDE, 3).numpy()
+    Image.fromarray(whole).save(path.with_suffix(".webp"), lossless=True, method=6)
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in said), encoding="utf-8")
 
 
 def main() -> None:
@@ -253,8 +386,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--after", type=Path, help="folder of a judge to go on from")
+    parser.add_argument("--counts", action="store_true", help="train the net that counts instead, beside the judge in --out")
     args = parser.parse_args()
     world = World.load(args.data)
+    if args.counts:
+        print(json.dumps(train_counts(world, args.out, steps=args.steps, lr=args.lr), indent=1))
+        sheet_of_scenes(world, args.out)
+        return
     print(json.dumps(train(world, args.out, steps=args.steps, lr=args.lr, after=args.after), indent=1))
     real(world, args.out)
     sheet(world, args.out)
