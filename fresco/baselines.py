@@ -404,7 +404,7 @@ def equal_cost(
         "Fresco (paper)": (paper, None),
         "Fresco, fresh noise": (paper.replace(noise="fresh"), None),
         "Fresco (recommended)": (
-            FrescoConfig.recommended(20, stages=(9, 4, 7), ratio=0.25, **order), None,
+            FrescoConfig.recommended(19, stages=(7, 7, 5), **order), None,
         ),
         "Bottleneck": (bottleneck, None),
         "Bottleneck, field": (bottleneck.replace(transition="renoise_x0", noise="field"), None),

@@ -213,8 +213,11 @@ class FrescoConfig:
 
     @classmethod
     def recommended(cls, nfe: int = 18, **changes: Any) -> FrescoConfig:
-        """Return what we would run: x0 variance, exact expansion, coherent field, tokens promoted as they converge."""
-        return cls(nfe=nfe, **({"transition": "carry", "checks": "every", "signal": "x0"} | changes))
+        """Return what we would run, chosen by measurement (README): tokens that have settled are promoted at three checks.
+
+        Variance of x0, exact expansion, re-noising with the coherent field, positions as the model can.
+        """
+        return cls(nfe=nfe, **({"transition": "renoise", "checks": 3, "signal": "x0"} | changes))
 
     def replace(self, **changes: Any) -> FrescoConfig:
         """Return a copy with some settings changed; setting tau unsets ratio and the other way round."""

@@ -155,7 +155,8 @@ def rewind(s: Switch) -> tuple[torch.Tensor, float]:
     if not torch.isfinite(kept[~s.mask]).all():
         raise FrescoError(
             f"transition 'rewind' from sigma {s.sigma:.3f} must go back to {sigma:.3f}, above where some token was "
-            "promoted; make the mixed stage longer or switch at lower sigma, or use transition 'renoise' or 'carry'"
+            "promoted; look once (checks 1), make the mixed stage longer or switch at lower sigma, or use transition "
+            "'renoise' or 'carry'"
         )
     return s.put(kept, s.exact()), sigma
 

@@ -102,7 +102,7 @@ def test_cost_is_arithmetic_on_the_shape(capsys):
         (["generate", "x", "--model", "oracle", "--nfe", "1"], "nfe"),
         (["generate", "x", "--model", "oracle", "--seed", "-4"], "seed"),
         (["generate", "x", "--model", "oracle", "--size", "999x999"], "size"),
-        (["generate", "x", "--model", "oracle", "--transition", "renoise"], "checks"),
+        (["generate", "x", "--model", "oracle", "--checks", "every"], "checks"),
         (["generate", "x", "--model", "oracle", "--selection", "attention", "--ratio", "0.3"], "attention"),
         (["generate", "x", "--model", "oracle", "--device", "toaster"], "toaster"),
         (["generate", "x", "--model", "oracle", "--size", "12x12", "--nfe", "4", "--reference", "0"], "nfe"),

@@ -187,10 +187,10 @@ def test_the_paper_preset_is_the_one_in_the_method():
     assert FrescoConfig.paper(seed=3, transition="restart").transition == "restart"
 
 
-def test_the_recommended_preset_promotes_for_free_at_every_step():
-    """Law: x0 variance, exact expansion, coherent field, checks at every mixed step (METHOD 2.2, 2.3)."""
+def test_the_recommended_preset_is_what_measured_best():
+    """x0 variance, exact expansion, coherent field, three checks with Eq. 4's re-noising (METHOD 2.2, 2.3; README)."""
     c = FrescoConfig.recommended(12, tau=0.01)
-    assert (c.transition, c.checks, c.signal, c.expansion, c.noise) == ("carry", "every", "x0", "hadamard", "field")
+    assert (c.transition, c.checks, c.signal, c.expansion, c.noise) == ("renoise", 3, "x0", "hadamard", "field")
     assert (c.tau, c.ratio, c.nfe) == (0.01, None, 12)
 
 

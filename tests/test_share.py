@@ -128,7 +128,7 @@ def test_what_no_option_knows_is_said():
 def test_the_citation_holds_settings_weights_cost_and_link(traces):
     said = share.cite(traces[0], traces[1], "https://example.org/")
     step = traces[1].events[0].flops
-    for words in ("arXiv:2601.07462", "fox", "seed 4", "NFE 6", "tau 0.02", "carry", "noise field", "signal x0",
+    for words in ("arXiv:2601.07462", "fox", "seed 4", "NFE 6", "tau 0.02", "renoise", "noise field", "signal x0",
                   f"{50 * step / traces[0].flops:.2f} times fewer", "python -m fresco generate", "https://example.org/?",
                   traces[0].provenance["weights"], traces[0].provenance["torch"]):  # fmt: skip
         assert words in said

@@ -71,7 +71,8 @@ def _settings(base: FrescoConfig, row: Row) -> dict[str, Any]:
     rule = changes.get("selection", base.selection)
     if base.tau is not None and rule not in ("variance", "variance_high"):
         changes |= {"tau": None, "ratio": RATIO}
-    if changes.get("transition", "carry") != "carry" and base.checks == "every":
+    moved = changes.get("transition", "carry")
+    if (moved != "carry" and base.checks == "every") or moved == "rewind":  # it has no way back above an earlier promotion
         changes["checks"] = 1
     return {name: value for name, value in changes.items() if getattr(base, name) != value}
 
@@ -80,7 +81,7 @@ def cells(base: FrescoConfig, rows: Sequence[Row] = ROWS, denoiser: Denoiser | N
     """Return the base and every switch that changes it, one at a time.
 
     A cell's coords are exactly the settings in which it differs from the base: the switch itself, `ratio` for `tau`
-    where a rule cannot be driven by tau, one check where the transition cannot promote at every step. A switch that
+    where a rule cannot be driven by tau, one check where the transition cannot promote as often as the base. A switch that
     the base already has on is left out.
 
     Args:

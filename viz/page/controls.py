@@ -125,10 +125,10 @@ SOURCES = (CONTROLS_NOW, *PRESETS, FULL_SAME, FULL_50, *BASELINES, LINK)  # wher
 def fitting(base: FrescoConfig, axes: Mapping[str, Sequence[Any]]) -> FrescoConfig:
     """Return the base with what an axis cannot go together with changed along, as the controls do it.
 
-    Only `carry` promotes at every step, so an axis of transitions looks once; only variance rules know a tau; only some
-    transitions a landing; a head takes its calls from the stages.
+    Only `carry` promotes at every step and `rewind` but once, so an axis of transitions looks once; only variance rules know a
+    tau; only some transitions a landing; a head takes its calls from the stages.
     """
-    if base.checks == "every" and any(t != "carry" for t in axes.get("transition", ())):
+    if any(t != "carry" for t in axes.get("transition", ())):
         base = base.replace(checks=1)
     if base.tau is not None and any(not str(s).startswith("variance") for s in axes.get("selection", ())):
         base = base.replace(ratio=0.4)

@@ -153,11 +153,11 @@ def _controls(c: dict[str, Any], models: Sequence[str]) -> tuple[Any, Any]:
     gr.on([c["nfe"].input, c["head"].input], None, [c["nfe"], c["head"]], [c["low"], c["mixed"], c["full"]], js=split)
     for name in ("low", "mixed", "full"):
         c[name].input(None, [c["low"], c["mixed"], c["full"], c["head"]], c["nfe"], js=JS["sum"])
-    # What cannot go together is changed along: only variance rules know a tau, only carry promotes at every step, only some
-    # transitions land elsewhere; a size is one model's.
+    # What cannot go together is changed along: only variance rules know a tau, only carry promotes at every step and
+    # rewind but once, only some transitions land elsewhere; a size is one model's.
     c["selection"].input(lambda s: "tau" if s.startswith("variance") else "ratio", c["selection"], c["drive"], **PRIVATE)
     c["transition"].input(
-        lambda t: ["every" if t == "carry" else "1", gr.skip() if t in LANDS else 2],
+        lambda t: [{"carry": "every", "renoise": "3"}.get(t, "1"), gr.skip() if t in LANDS else 2],
         c["transition"], [c["checks"], c["landing"]], **PRIVATE,
     )  # fmt: skip
     c["model"].input(lambda: "", None, c["size"], **PRIVATE)

@@ -21,7 +21,7 @@ go first. On the right: the same seed at full resolution, and what it costs."""
 HELP = {
     "seed": "One seed is one noise field: the same at every resolution, so sketch and picture belong together.",
     "model": "sinopia: the small bundled text-to-image model. oracle: a random field with an exact denoiser, no weights.",
-    "preset": "Fills in the choices below. recommended: promote as tokens settle. paper: as published, where it says.",
+    "preset": "Fills in the choices below. recommended: what measured best. paper: as published, where it says.",
     "drive": "Promote by threshold (tau) or by a fixed share of the coarse tokens (ratio); the other one follows.",
     "tau": "Variance below which a token counts as settled. Low: few go early, cheap. High: many go early, dear.",
     "log_tau": "The same tau on a log scale.",
@@ -31,7 +31,7 @@ HELP = {
     "reference": "Full resolution of the same seed. Finished ones are kept, so moving tau costs only Fresco's own steps.",
     "preview_every": "Show the clean estimate every k steps; 0 only at the end. Previews are not counted as model time.",
     "window": "How many of the latest estimates the variance is taken over.",
-    "checks": "How often tokens are looked at. 'every' mixed step needs transition 'carry', which promotes for free.",
+    "checks": "How often tokens are looked at. rewind: once. 'every' mixed step: with carry alone, which promotes for free.",
     "transition": "carry: keep the noise level, use the clean estimate. rewind: exact, kept tokens go back along their path."
     " renoise: the paper's, add field noise. renoise_x0: noise the clean estimate anew. restart: fresh noise, as others do."
     " redraw: keep the noise level, promoted tokens get new noise (Jenga).",
