@@ -284,7 +284,7 @@ def test_compare_shows_the_chosen_runs_of_one_seed(lab, visit):
     assert [m[:4] for m in metas] == [[0, 6, 6, 5], [1, 6, 6, 5], [2, 5, 5, 5], [3, 10, 10, 5]]
     assert {m[4] for m in metas} == {PROMPT}
     other = page.player("[0, 1, 2, 3].map(k => v.store.tracks.get(k).meta).map(m => [m.tau, m.ratio, m.transition, m.stages])")
-    assert other[0][:3] == [0.5, None, "carry"]
+    assert other[0][:3] == [0.5, None, "renoise"]
     assert other[1][3] == [0, 0, 6]
     assert other[2][:3] == [None, 0.25, "rewind"]
     # Every picture is set against the full-resolution one, which is itself set against nothing.

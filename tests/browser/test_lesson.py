@@ -233,7 +233,7 @@ def test_the_gallery_says_what_a_run_is_and_what_made_it(offline, file):
     expect(page.page.locator(".fg-line")).to_contain_text("empty tokens settle together")
     page.page.locator(".fg-more summary").click()
     said = page.page.locator(".fg-facts").inner_text()
-    for words in ("anchor, noto style, on white", "0.004", "carry", "sha256", "torch"):
+    for words in ("anchor, noto style, on white", "0.004", "renoise", "sha256", "torch"):
         assert words in said
     images = page.page.locator(".fg-list img")
     page.page.wait_for_function("[...document.querySelectorAll('.fg-list img')].every(i => i.complete && i.naturalWidth > 50)")

@@ -350,7 +350,7 @@ def test_bad_link_values_become_defaults_and_a_sentence(visit):
         assert "Traceback" not in sentence
         assert "/" not in sentence
     page.open_advanced()
-    for name, value in (("tau", "0.004"), ("nfe", "18"), ("seed", "0"), ("transition", "carry"), ("model", "sinopia")):
+    for name, value in (("tau", "0.004"), ("nfe", "18"), ("seed", "0"), ("transition", "renoise"), ("model", "sinopia")):
         expect(page.control(name)).to_have_value(value)
     assert page.data["playing"] == "true"
 
