@@ -403,7 +403,7 @@ def test_every_measurement_stops_within_a_call_and_the_next_has_its_turn(lab):
 
 def test_size_head_and_landing_are_settings_like_all_others(visit):
     """In a link, restored from it, in the run, among the differences, and taken over from the gallery."""
-    asked = {"size": "1-64-32", "head": "1", "landing": "4", "transition": "renoise", "checks": "1", "nfe": "7", "ratio": "0.5",
+    asked = {"size": "1-64-32", "head": "1", "landing": "4", "checks": "1", "nfe": "7", "ratio": "0.5",
              "stages": "3-1-2"}  # fmt: skip
     page = visit(**{k: v for k, v in SMALL.items() if k != "nfe"}, **asked, tab="compare")
     page.open_advanced()
