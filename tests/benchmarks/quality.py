@@ -92,7 +92,7 @@ def guidance(model: Model) -> tuple[Cell, ...]:
 
 
 def choice(model: Model) -> tuple[Cell, ...]:
-    """What was weighed for `recommended`, all at NFE 18 and its cost."""
+    """What was weighed for `recommended`, all at NFE 18 and within a tenth or so of its cost."""
     carry = OURS.replace(transition="carry", checks="every")
     once = OURS.replace(transition="renoise", checks=1)
     thrice = OURS.replace(transition="renoise", checks=3)
