@@ -433,8 +433,9 @@ def test_size_head_and_landing_are_settings_like_all_others(visit):
     expect(page.control("landing")).to_have_value("2")
     page.page.get_by_role("tab", name="Watch").click()
     page.page.locator("#gallery label:has(input[value='portrait'])").click()
+    page.until("d.run === 'recorded:portrait'")  # its settings are there to be taken when it has come
     page.page.locator("#gallery").get_by_role("button", name="Take these settings").click()
-    expect(page.control("size")).to_have_value("portrait, 128 × 96")
+    expect(page.control("size")).to_have_value("portrait, 128 × 96", timeout=30_000)
     expect(page.control("head")).to_have_value("0")
 
 
