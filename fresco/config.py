@@ -217,7 +217,8 @@ class FrescoConfig:
 
         Variance of x0, exact expansion, re-noising with the coherent field, positions as the model can.
         """
-        return cls(nfe=nfe, **({"transition": "renoise", "checks": 3, "signal": "x0"} | changes))
+        chosen: dict[str, Any] = {"transition": "renoise", "checks": 3, "signal": "x0"}
+        return cls(nfe=nfe, **(chosen | changes))
 
     def replace(self, **changes: Any) -> FrescoConfig:
         """Return a copy with some settings changed; setting tau unsets ratio and the other way round."""
