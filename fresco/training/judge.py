@@ -7,7 +7,7 @@ concept x backdrop pairs are no use: a judge that never sees a fox on blue learn
 picture is ever used.
 
 `--counts` trains the second net, which tells how many of one thing there are, and measures it and the judge's look at either
-half on scenes of `Recipes`' own layouts: counts of a concept and ordered pairs of concepts that are held out by `recipes`.
+half on scenes laid out much as `Recipes` does: counts of a concept and ordered pairs that `recipes` holds out.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _plain(things: list[Thing], colour: str, rng: np.random.Generator) -> Scene:
 
 
 def _places(rng: np.random.Generator, number: int) -> list[tuple[float, float, float]]:
-    """Return (x, y, size) of so many things, in canvases: alone, in a row, or three and four in two rows, as `Recipes` does."""
+    """Return (x, y, size) of so many things, in canvases: alone, in a row, or three and four in two rows."""
     if number == 1:
         size = rng.uniform(0.3, 0.98)
         x, y = 0.5 + rng.uniform(-1, 1, 2) * (0.06 + 0.3 * (1 - size))

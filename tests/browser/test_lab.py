@@ -403,8 +403,8 @@ def test_every_measurement_stops_within_a_call_and_the_next_has_its_turn(lab):
 
 def test_size_head_and_landing_are_settings_like_all_others(visit):
     """In a link, restored from it, in the run, among the differences, and taken over from the gallery."""
-    asked = {"size": "1-64-32", "head": "1", "landing": "4", "checks": "1", "nfe": "7", "ratio": "0.5",
-             "stages": "3-1-2"}  # fmt: skip
+    asked = {"size": "1-64-32", "head": "1", "landing": "4", "transition": "renoise_x0", "checks": "1", "nfe": "7",
+             "ratio": "0.5", "stages": "3-1-2"}  # fmt: skip
     page = visit(**{k: v for k, v in SMALL.items() if k != "nfe"}, **asked, tab="compare")
     page.open_advanced()
     assert {name: page.control(name).input_value() for name in ("size", "head", "landing", "nfe", "low", "mixed", "full")} == {
@@ -435,7 +435,7 @@ def test_size_head_and_landing_are_settings_like_all_others(visit):
     page.page.locator("#gallery label:has(input[value='portrait'])").click()
     page.until("d.run === 'recorded:portrait'")  # its settings are there to be taken when it has come
     page.page.locator("#gallery").get_by_role("button", name="Take these settings").click()
-    expect(page.control("size")).to_have_value("portrait, 128 × 96", timeout=30_000)
+    expect(page.control("size")).to_have_value("portrait, 128 × 96")
     expect(page.control("head")).to_have_value("0")
 
 
