@@ -310,6 +310,33 @@ def test_settings_of_a_run_are_taken_over_with_one_click(visitor):
         expect(page.control(name)).to_have_value(value)
 
 
+def test_a_chosen_run_stays_chosen_while_it_loads_and_another_comes(visitor):
+    """The settings of the card that was clicked are taken, even in the moment before its run has come."""
+    page, held = visitor(), []
+    page.open_advanced()
+    page.page.route(re.compile("portrait[^/]*[.]json"), lambda route: held.append(route))
+    page.page.locator(".fg-list input[value='portrait']").check(force=True)
+    anchor = bundle.load(export.TRACES / "anchor.json")
+    page.page.evaluate("(b) => document.querySelector('#viewer .fv-root').frescoViewer.receive(b)", anchor)
+    page.until("d.run === 'recorded:anchor'")
+    page.page.wait_for_timeout(200)  # the viewer tells of its new run in a task of its own
+    expect(page.page.locator(".fg-list input:checked")).to_have_value("portrait")
+    page.page.click(".fg-again")
+    expect(page.control("size")).to_have_value("portrait, 128 × 96")
+    held[0].continue_()
+    page.until("d.run === 'recorded:portrait'")
+
+
+def test_a_card_whose_run_cannot_be_read_is_let_go(visitor):
+    page = visitor()
+    page.page.route(re.compile("portrait[^/]*[.]json"), lambda route: route.fulfill(body="torn"))
+    playing = page.data["run"]
+    page.page.locator(".fg-list input[value='portrait']").check(force=True)
+    page.says("could not be loaded")
+    assert page.data["run"] == playing
+    expect(page.page.locator(".fg-list input:checked")).to_have_value(playing.removeprefix("recorded:"))
+
+
 def test_a_stop_and_a_run_of_the_gallery_open_by_their_address(visitor):
     page = visitor("?stop=6&hide=controls,ask")
     page.page.wait_for_function(f"{PANEL}.stop === '6' && {PANEL}.ready === 'true'", timeout=90_000)

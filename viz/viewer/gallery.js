@@ -8,10 +8,12 @@
 
 const shelf = element.querySelector('.fg-gallery');
 const part = (name) => shelf.querySelector(`.fg-${name}`);
-let story = { runs: [], page: false }, own = [], chosen = null, turn = 0, early = null;
+let story = { runs: [], page: false }, own = [], chosen = null, turn = 0, coming = false, early = null;
 const bundles = new Map();
 
 function player() { return document.querySelector('#viewer .fv-root')?.frescoViewer ?? null; }
+/** The slug of the recorded run that the viewer shows, if it shows one. */
+function playing() { return /^recorded:(.*)/.exec(player()?.state().run ?? '')?.[1] ?? null; }
 function tell(text) { part('said').textContent = text; }
 function all() { return [...own, ...story.runs]; }
 
@@ -35,14 +37,16 @@ async function bundleOf(run) {
 /** Shows a run in the viewer; true once it is there. A later call wins over one still loading. */
 async function open(slug, linked = false) {
   const run = all().find((r) => r.slug === slug), mine = ++turn;
+  coming = Boolean(run);
   if (!run) return false;
-  let bundle;
+  let bundle = null;
   try { bundle = await bundleOf(run); } catch (error) {
     player()?.receive({ type: 'note', level: 'warn', text: `The recorded run could not be loaded: ${error.message}.` });
-    return false;
   }
+  if (mine !== turn) return false;
+  coming = false;
   const v = player();
-  if (mine !== turn || !v) return false;
+  if (!bundle || !v) { if (v) choose(playing()); return false; }
   v.receive(bundle, linked);
   return v.state().run === `recorded:${bundle.slug}`;
 }
@@ -188,8 +192,8 @@ function follow(event) {
   const { run, mode, finished } = event.detail;
   part('keep').hidden = !story.page;                                        // its place is kept free, so that nothing moves when it comes
   part('keep').style.visibility = mode === 'live' && finished && !own.some((r) => r.slug === `own-${run}`) ? '' : 'hidden';
-  const slug = run?.startsWith('recorded:') ? run.slice(9) : null;
-  if (event.detail.changed.includes('run') && slug !== chosen && (slug || chosen !== `own-${run}`)) choose(slug);
+  const slug = playing();
+  if (event.detail.changed.includes('run') && !coming && slug !== chosen && (slug || chosen !== `own-${run}`)) choose(slug);   // not while the chosen one still loads
 }
 
 function take() {
@@ -202,8 +206,7 @@ function take() {
     choose(slug);
     open(slug, true);
   } else {
-    const run = player()?.state().run;
-    if (run?.startsWith('recorded:')) choose(run.slice(9));
+    if (playing()) choose(playing());
   }
 }
 
