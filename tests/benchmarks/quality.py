@@ -123,14 +123,28 @@ def choice(model: Model) -> tuple[Cell, ...]:
     })  # fmt: skip
 
 
+def doublings(model: Model) -> tuple[Cell, ...]:
+    """Two doublings instead of one, by how often tokens are looked at."""
+    twice = OURS.replace(levels=2)
+    return _cells({
+        "recommended": OURS,
+        "two doublings, three checks": twice,
+        "two doublings, two checks": twice.replace(checks=2),
+        "two doublings, one check": twice.replace(checks=1),
+        "two doublings, carry": twice.replace(transition="carry", checks="every"),
+    })  # fmt: skip
+
+
 # Columns: title, digits, and whether the mean is given with half of its 95 % interval.
 COLUMNS = {
     "full_steps": ("full steps", 1, False), "speedup": ("FLOPs x", 2, False), "seconds_speedup": ("seconds x", 2, False),
     "judge": ("judge", 1, True), "d judge": ("d judge", 1, True), "judge-object": ("object", 2, False),
+    "judge-asked": ("asked", 2, False), "d judge-asked": ("d asked", 2, True),
     "frechet": ("Frechet", 1, False), "psnr": ("PSNR dB", 1, False), "d psnr": ("d PSNR", 1, True),
     "ssim": ("SSIM", 2, False), "d ssim": ("d SSIM", 2, True),
 }  # fmt: skip
 COSTS = ("full_steps", "speedup", "judge", "d judge", "judge-object", "frechet", "psnr", "ssim")
+PRICES = ("full_steps", "speedup", "judge", "d judge", "judge-asked", "d judge-asked", "frechet", "psnr", "ssim")
 KNOBS = ("full_steps", "speedup", "judge", "d judge", "frechet", "psnr", "d psnr")
 
 
@@ -152,13 +166,14 @@ class Table:
 
 
 TABLES = {
-    "price": Table(price, COSTS, "prompts", same_flops=True),
-    "price-dev": Table(price, COSTS, same_flops=True),
+    "price": Table(price, PRICES, "prompts", same_flops=True),
+    "price-dev": Table(price, PRICES, same_flops=True),
     "ablation": Table(switches, ("full_steps", "judge", "d judge", "frechet", "psnr", "d psnr", "d ssim")),
     "peers": Table(peers, ("full_steps", "seconds_speedup", "judge", "d judge", "judge-object", "frechet", "psnr", "ssim")),
     "published": Table(rows, COSTS),
     "choice": Table(choice, ("full_steps", "judge", "d judge", "judge-object", "frechet", "psnr", "d psnr", "d ssim")),
     "guidance": Table(guidance, COSTS),
+    "doublings": Table(doublings, COSTS),
     "sensitivity": Table(sensitivity, KNOBS),
     "sensitivity-64": Table(partial(sensitivity, side=64), KNOBS),
 }  # fmt: skip
@@ -184,12 +199,12 @@ def _said(row: dict[str, Any], name: str) -> str:
 
 
 def by_category(model: Model, task: evaluate.Task, folder: Path, category: Mapping[str, str], runs: Sequence[str]) -> str:
-    """Return the judge's score and the share of subjects it recognises, category by category, as a table."""
+    """Return the judge's score and the share of what was asked for that it sees, category by category, as a table."""
     lines = ["| category | prompts | " + " | ".join(runs) + " |", "| --- | --- |" + " --- |" * len(runs)]
     for name in dict.fromkeys(category.values()):
         prompts = tuple(prompt for prompt in task.prompts if category[prompt] == name)
         rows = {row["run"]: row for row in evaluate.summary(model, replace(task, prompts=prompts), folder)["rows"]}
-        said = [f"{rows[run]['judge'][0]:.1f}, {rows[run]['judge-object'][0]:.2f}" if run in rows else "" for run in runs]
+        said = [f"{rows[run]['judge'][0]:.1f}, {rows[run]['judge-asked'][0]:.2f}" if run in rows else "" for run in runs]
         lines.append(f"| {name} | {len(prompts)} | {' | '.join(said)} |")
     return "\n".join(lines)
 
@@ -202,7 +217,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="the first so many prompts")
     parser.add_argument("--report", action="store_true", help="run nothing, print what is finished")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--categories", nargs="+", metavar="RUN", help="judge and object of these rows, by kind of prompt")
+    parser.add_argument("--categories", nargs="+", metavar="RUN", help="judge and asked of these rows, by kind of prompt")
     args = parser.parse_args()
     table, (index, count) = TABLES[args.table], map(int, args.share.split("/"))
     model = load_model("sinopia", device="cpu")
