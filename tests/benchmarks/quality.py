@@ -123,15 +123,18 @@ def choice(model: Model) -> tuple[Cell, ...]:
     })  # fmt: skip
 
 
-def doublings(model: Model) -> tuple[Cell, ...]:
-    """Two doublings instead of one, by how often tokens are looked at."""
-    twice = OURS.replace(levels=2)
+def doublings(model: Model, side: int | None = None) -> tuple[Cell, ...]:
+    """Two doublings instead of one, by how often tokens are looked at; native, or of a square of `side` pixels."""
+    once = OURS.replace(size=None if side is None else (1, side, side))
+    twice, carry = once.replace(levels=2), {"transition": "carry", "checks": "every"}
     return _cells({
-        "recommended": OURS,
+        "recommended": once,
+        "full, 12 steps": once.as_full(12),
+        "carry, at every step": once.replace(**carry),
         "two doublings, three checks": twice,
         "two doublings, two checks": twice.replace(checks=2),
         "two doublings, one check": twice.replace(checks=1),
-        "two doublings, carry": twice.replace(transition="carry", checks="every"),
+        "two doublings, carry, at every step": twice.replace(**carry),
     })  # fmt: skip
 
 
@@ -174,6 +177,7 @@ TABLES = {
     "choice": Table(choice, ("full_steps", "judge", "d judge", "judge-object", "frechet", "psnr", "d psnr", "d ssim")),
     "guidance": Table(guidance, COSTS),
     "doublings": Table(doublings, COSTS),
+    "doublings-256": Table(partial(doublings, side=256), COSTS),
     "sensitivity": Table(sensitivity, KNOBS),
     "sensitivity-64": Table(partial(sensitivity, side=64), KNOBS),
 }  # fmt: skip
