@@ -147,7 +147,7 @@ COLUMNS = {
     "ssim": ("SSIM", 2, False), "d ssim": ("d SSIM", 2, True),
 }  # fmt: skip
 COSTS = ("full_steps", "speedup", "judge", "d judge", "judge-object", "frechet", "psnr", "ssim")
-PRICES = ("full_steps", "speedup", "judge", "d judge", "judge-asked", "d judge-asked", "frechet", "psnr", "ssim")
+PRICES = (*COSTS[:2], "seconds_speedup", *COSTS[2:4], "judge-asked", "d judge-asked", *COSTS[5:])
 KNOBS = ("full_steps", "speedup", "judge", "d judge", "frechet", "psnr", "d psnr")
 
 
