@@ -45,6 +45,7 @@ CROP = 64  # pixels: what the autoencoder learns from at once
 ALPHA, HIGH, GUIDANCE = 2.0, 0.3, 2.0
 NOISE = 0.05  # on latents while the autoencoder is trained, whose own deviation is 1
 PRESET = replace(PRESETS["plain"], double=1, single=5)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,18 @@ def world(folder: Path, split: Split, count: int, every: int = CONCEPTS) -> tupl
     library = data.load(folder, PRESET.icon).called(known["concepts"][::every], known["styles"])
     recipes, composer, text = PlainRecipes(library, 0, split), Composer(library, CPU), CaptionEncoder(PRESET.max_tokens, CPU)
     scenes = [scene for scene in map(recipes, range(4 * count)) if split == "train" or " style, on " in scene.caption][:count]
-    parts = [composer(pack(scenes[at : at + 128]), SIDE) for at in range(0, count, 128)]
-    pixels = torch.cat([((part + 1) * 127.5).round().to(torch.uint8) for part in parts])
+    pixels = torch.cat([unsigned(composer(pack(scenes[at : at + 128]), SIDE)) for at in range(0, count, 128)])
     return World(pixels, *text(*text.tokenizer([scene.caption for scene in scenes])), scenes), library
-
-
-CPU = torch.device("cpu")
 
 
 def signed(pixels: torch.Tensor) -> torch.Tensor:
     """Return uint8 pixels as float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
+
+
+def unsigned(x: torch.Tensor) -> torch.Tensor:
+    """Return pixels in [-1, 1], cut to that range, as uint8: the inverse of `signed`."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_tokens(x: torch.Tensor, edge: int) -> torch.Tensor:
@@ -233,8 +235,7 @@ def draw(space: Space, model: Any, asked: World, steps: int = 24) -> NDArray[np.
         level = torch.full((2 * n,), min(sigma, SIGMA_RANGE[1]))
         without, given = predict(model, torch.cat([z, z]), level, *both).chunk(2)
         z = z + (after - sigma) * space.velocity(z, without + GUIDANCE * (given - without), sigma)
-    pixels = (space.leave(from_tokens(z, space.edge)).clamp(-1, 1) + 1) * 127.5
-    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return unsigned(space.leave(from_tokens(z, space.edge))).permute(0, 2, 3, 1).numpy()
 
 
 def graded(judge: OwnJudge, pictures: NDArray[np.uint8], asked: World, library: data.Library) -> str:
@@ -253,15 +254,17 @@ def main() -> None:
     parser.add_argument("part", choices=["vae", "latents", "pixels", "report"])
     parser.add_argument("--data", type=Path, default=Path("out/data"))
     parser.add_argument("--out", type=Path, default=Path("out/tokens"))
-    parser.add_argument("--steps", type=int, help="of training; by default 2,000 of the autoencoder, 1,600 of a transformer")
-    parser.add_argument("--batch", type=int, default=16, help="pictures per step, or crops of them")
+    parser.add_argument("--steps", type=int, help="of training; by default 2,000 of the autoencoder, 1,200 of a transformer")
+    parser.add_argument(
+        "--batch", type=int, help="per step; by default 8 crops for the autoencoder, 16 pictures for a transformer"
+    )
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--pictures", type=int, default=120, help="kept back, that the report draws")
+    parser.add_argument("--pictures", type=int, default=60, help="kept back, that the report draws")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.part == "vae":
         seen, _ = world(args.data, "train", POOL, every=1)
-        vae = train_vae(seen.pixels, args.steps or 2000, args.batch)
+        vae = train_vae(seen.pixels, args.steps or 2000, args.batch or 8)
         with torch.no_grad():
             latents = vae.encode(signed(seen.pixels[:256])).latents
         vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
@@ -270,13 +273,13 @@ def main() -> None:
     if args.part != "report":
         seen, _ = world(args.data, "train", POOL)
         space = Pixels() if args.part == "pixels" else Latents(args.out)
-        train(space, seen, args.steps or 1600, args.batch, args.lr).save_pretrained(args.out / args.part)
+        train(space, seen, args.steps or 1200, args.batch or 16, args.lr).save_pretrained(args.out / args.part)
         return
     asked, library = world(args.data, "eval", args.pictures)
     latents, judge = Latents(args.out), OwnJudge()
     print({name: round(value, 4) for name, value in measure_vae(latents.vae, asked.pixels).items()})
     real = asked.pixels.permute(0, 2, 3, 1).numpy()
-    kept = ((latents.leave(latents.enter(asked.pixels)).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    kept = unsigned(latents.leave(latents.enter(asked.pixels)))
     rows = {"the drawings": real, "through the autoencoder": kept.permute(0, 2, 3, 1).numpy()}
     for name, space in (("latents", latents), ("pixels", Pixels())):
         if (args.out / name).is_dir():
